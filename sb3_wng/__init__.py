@@ -1,0 +1,9 @@
+"""Natural-gradient and behaviour-geometry reinforcement learning for Stable-Baselines3."""
+
+from importlib import resources
+
+from sb3_wng.algorithms import NPG, PG, WNPG
+
+__version__ = resources.files(__name__).joinpath("version.txt").read_text().strip()
+
+__all__ = ["NPG", "PG", "WNPG", "__version__"]

@@ -1,0 +1,8 @@
+"""Algorithms as Stable-Baselines3 users know them: one base class owns the loop, named ones fill its slots."""
+
+from sb3_wng.algorithms.npg import NPG
+from sb3_wng.algorithms.pg import PG
+from sb3_wng.algorithms.policy_gradient import NaturalPolicyGradient
+from sb3_wng.algorithms.wnpg import WNPG
+
+__all__ = ["NPG", "PG", "WNPG", "NaturalPolicyGradient"]

@@ -1,0 +1,372 @@
+"""The one training loop of every policy gradient here; named algorithms fill its slots."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+import torch.nn.functional as F
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
+from stable_baselines3.common.utils import FloatSchedule, explained_variance
+from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
+
+from sb3_wng.algorithms.action_laws import action_law, actor_and_critic_parameters
+from sb3_wng.algorithms.arguments import check_batch_size, check_choice, check_integers, check_positive
+from sb3_wng.algorithms.rollouts import check_finite_observation, check_finite_rollout, minibatches, policy_actions, select
+from sb3_wng.algorithms.surrogate import Measurement, PolicyBatch, PolicyGradient, measure, policy_gradient
+from sb3_wng.geometry import (
+    ActionLaw,
+    BehaviorSample,
+    CategoricalLaw,
+    EuclideanMetric,
+    GaussianLaw,
+    GaussNewtonMetric,
+    Metric,
+    Pathwise,
+    ScoreFunction,
+)
+from sb3_wng.optim import (
+    Damping,
+    FixedRate,
+    KernelWassersteinMetric,
+    LevenbergMarquardtDamping,
+    NaturalGradient,
+    OptimizerStep,
+    StepReport,
+    StepRule,
+    Trial,
+    TrustRegion,
+)
+
+SelfNaturalPolicyGradient = TypeVar("SelfNaturalPolicyGradient", bound="NaturalPolicyGradient")
+
+METRICS = ("closed_form", "kernel", "fisher", "euclidean")
+STEP_RULES = ("trust_region", "fixed_rate", "optimizer")
+
+
+class NaturalPolicyGradient(OnPolicyAlgorithm):
+    """Actor-critic policy gradient with a metric and a step rule as slots.
+
+    After each rollout the actor takes ``n_policy_updates`` passes of natural-gradient steps on the surrogate
+    E[ratio * advantage] (the whole rollout at once, or minibatches), then the critic is fitted to the returns. Use the
+    named subclasses; their docstrings explain the arguments.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": ActorCriticPolicy,
+        "CnnPolicy": ActorCriticCnnPolicy,
+        "MultiInputPolicy": MultiInputActorCriticPolicy,
+    }
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-3,
+        n_steps: int = 1024,
+        batch_size: int = 128,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        metric: str = "closed_form",
+        step_rule: str = "trust_region",
+        target_distance: float = 0.02,
+        target_kl: float | None = None,
+        step_size: float | Schedule = 0.1,
+        n_policy_updates: int = 1,
+        policy_batch_size: int | None = None,
+        cg_max_steps: int = 15,
+        cg_damping: float = 0.1,
+        adaptive_damping: bool = False,
+        line_search_shrinking_factor: float = 0.8,
+        line_search_max_iter: int = 10,
+        n_critic_updates: int = 20,
+        std_weight: float = 1.0,
+        n_basis: int = 50,
+        log_bandwidth: float = 1.0,
+        sub_sampling_factor: int = 1,
+        normalize_advantage: bool = True,
+        max_grad_norm: float = 0.5,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=0.0,
+            vf_coef=0.0,  # the critic has its own loss and step
+            max_grad_norm=max_grad_norm,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+            _init_setup_model=False,
+        )
+        self.batch_size = batch_size
+        self.metric = metric
+        self.step_rule = step_rule
+        self.target_distance = target_distance
+        self.target_kl = target_kl
+        self.step_size = step_size
+        self.n_policy_updates = n_policy_updates
+        self.policy_batch_size = policy_batch_size
+        self.cg_max_steps = cg_max_steps
+        self.cg_damping = cg_damping
+        self.adaptive_damping = adaptive_damping
+        self.line_search_shrinking_factor = line_search_shrinking_factor
+        self.line_search_max_iter = line_search_max_iter
+        self.n_critic_updates = n_critic_updates
+        self.std_weight = std_weight
+        self.n_basis = n_basis
+        self.log_bandwidth = log_bandwidth
+        self.sub_sampling_factor = sub_sampling_factor
+        self.normalize_advantage = normalize_advantage
+        self._check_arguments()
+        if _init_setup_model:
+            self._setup_model()
+
+    def _check_arguments(self) -> None:
+        check_choice("metric", self.metric, METRICS)
+        check_choice("step_rule", self.step_rule, STEP_RULES)
+        check_integers(self, n_steps=1, batch_size=1, n_policy_updates=1, policy_batch_size=1, cg_max_steps=1)
+        check_integers(self, line_search_max_iter=0, n_critic_updates=0, n_basis=1, sub_sampling_factor=1)
+        check_positive(self, "target_distance", "target_kl", "step_size", "std_weight", "max_grad_norm")
+        if not (math.isfinite(self.cg_damping) and self.cg_damping >= 0):
+            raise ValueError(f"cg_damping must be a finite number >= 0, got {self.cg_damping}")
+        if self.cg_damping == 0 and (self.metric == "kernel" or self.adaptive_damping):
+            raise ValueError("cg_damping must be > 0 for metric='kernel' and for adaptive_damping")
+        if not 0 < self.line_search_shrinking_factor < 1:
+            raise ValueError(f"line_search_shrinking_factor must be in (0, 1), got {self.line_search_shrinking_factor}")
+        if self.metric == "fisher" and self.step_rule == "trust_region" and self.target_kl is None:
+            raise ValueError("metric='fisher' measures its trust region by target_kl, a number > 0 (e.g. 0.01 x action dim)")
+        if self.env is not None:
+            check_batch_size(self.n_steps, self.env.num_envs, self.batch_size, self.normalize_advantage)
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self.actor_parameters, self.critic_parameters = actor_and_critic_parameters(self.policy, self.observation_space)
+        self.step_size_schedule = FloatSchedule(self.step_size)
+        damping = (LevenbergMarquardtDamping if self.adaptive_damping else Damping)(self.cg_damping)
+        self.natural_gradient = NaturalGradient(self._make_step_rule(), damping)
+        if self.metric == "kernel":
+            self.kernel_metric = KernelWassersteinMetric(self.n_basis, self.log_bandwidth, seed=self.seed)
+
+    def _make_step_rule(self) -> StepRule:
+        cap = math.inf if self.target_kl is None else self.target_kl
+        if self.step_rule == "fixed_rate":
+            return FixedRate(self.step_size_schedule(self._current_progress_remaining), max_divergence=cap)
+        if self.step_rule == "optimizer":
+            return OptimizerStep(self.policy.optimizer, self.max_grad_norm)
+        region = 2 * cap if self.metric == "fisher" else self.target_distance
+        # n equal steps in a row are n^2 times as long (squared) as one: together they reach the region's edge
+        radius = region / self.n_policy_updates**2
+        return TrustRegion(radius, region, cap, self.line_search_shrinking_factor, self.line_search_max_iter)
+
+    def train(self) -> None:
+        """Update the actor, then the critic, from the rollout buffer."""
+        self._update_learning_rate(self.policy.optimizer)
+        self.natural_gradient.step_rule = self._make_step_rule()
+        rollout = next(self.rollout_buffer.get(batch_size=None))
+        self._update_policy(rollout)
+        self._update_critic(rollout)
+        self._n_updates += 1
+        self._log_update()
+
+    def _update_policy(self, rollout: RolloutBufferSamples) -> None:
+        # Trust regions compare values of one deterministic function: the law that acts, without dropout's noise.
+        self._refresh_batch_statistics(rollout)
+        self.policy.set_training_mode(False)
+        batch = self._policy_batch(rollout)
+        reports = []
+        for _ in range(self.n_policy_updates):
+            for index in minibatches(len(batch.advantages), self.policy_batch_size, self.device):
+                reports.append(self._policy_step(batch if self.policy_batch_size is None else batch[index]))
+            measured = self.measure(batch)
+            if self.step_rule == "optimizer" and self.target_kl is not None and measured.kl_divergence > 1.5 * self.target_kl:
+                break  # as PPO: this rule has no cap of its own
+        self._log_policy_update(reports, measured)
+
+    def _refresh_batch_statistics(self, rollout: RolloutBufferSamples) -> None:
+        """Let batch norm see the new rollout, as it would in a step taken in training mode."""
+        if any(isinstance(module, nn.modules.batchnorm._NormBase) for module in self.policy.modules()):
+            self.policy.set_training_mode(True)
+            with th.no_grad():
+                self.policy.get_distribution(rollout.observations)
+
+    def _policy_batch(self, rollout: RolloutBufferSamples) -> PolicyBatch:
+        advantages = rollout.advantages
+        if self.normalize_advantage and len(advantages) > 1:
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        with th.no_grad():
+            old_law = self.action_law(rollout.observations).detach()
+        actions = policy_actions(rollout.actions, self.action_space)
+        return PolicyBatch(rollout.observations, actions, advantages, rollout.old_log_prob, old_law)
+
+    def action_law(self, observations: Any) -> ActionLaw:
+        """The current policy's law of actions at a batch of preprocessed observations."""
+        return action_law(self.policy.get_distribution(observations), self.std_weight)
+
+    def _policy_step(self, batch: PolicyBatch) -> StepReport:
+        estimate = self.policy_gradient(batch)
+        metric, length_metric = self._metrics(batch, estimate)
+        return self.natural_gradient.step(
+            self.actor_parameters,
+            estimate.gradient,
+            metric,
+            estimate.objective,
+            lambda: self._trial(self.measure(batch), batch),
+            length_metric,
+        )
+
+    def policy_gradient(self, batch: PolicyBatch) -> PolicyGradient:
+        """Gradient of the surrogate in the actor's parameters."""
+        return policy_gradient(self.policy, self.actor_parameters, batch, self.std_weight)
+
+    def measure(self, batch: PolicyBatch) -> Measurement:
+        """Compare the current policy with the one that collected the batch."""
+        return measure(self.policy, batch, self.std_weight)
+
+    def _unit(self, batch: PolicyBatch) -> float:
+        """What a squared distance is measured in: the collecting policy's spread in a trust region, else 1.
+
+        A radius in action units would be too long a step once the spread has shrunk, and too short before.
+        """
+        if self.metric == "fisher" or self.step_rule != "trust_region":
+            return 1.0
+        return max(batch.old_law.spread().item(), 1e-12)
+
+    def _trial(self, measured: Measurement, batch: PolicyBatch) -> Trial:
+        if self.metric == "fisher":
+            return Trial(measured.objective, 2 * measured.kl_divergence, measured.kl_divergence)
+        distance = measured.wasserstein_distance / self._unit(batch)
+        return Trial(measured.objective, distance, measured.kl_divergence)
+
+    def _metrics(self, batch: PolicyBatch, estimate: PolicyGradient) -> tuple[Metric, Metric | None]:
+        """The metric that shapes the direction, and one that measures its length where the first cannot."""
+        unit = self._unit(batch)
+        if self.metric in ("closed_form", "fisher"):
+            return self._closed_form_metric(batch, estimate.law, unit), None
+        length_metric = self._closed_form_metric(batch, estimate.law, unit) if self.step_rule == "trust_region" else None
+        if self.metric == "euclidean":
+            return EuclideanMetric(), length_metric
+        metric = self.kernel_metric(self._behavior_sample(batch, estimate), scale=1 / unit)
+        self.logger.record("train/effective_rank", metric.effective_rank())
+        return metric, length_metric
+
+    def _closed_form_metric(self, batch: PolicyBatch, law: ActionLaw, unit: float) -> GaussNewtonMetric:
+        if self.sub_sampling_factor > 1:  # the metric needs fewer samples than the gradient; the rollout is shuffled
+            law = self.action_law(select(batch.observations, slice(None, None, self.sub_sampling_factor)))
+        product = law.fisher_product if self.metric == "fisher" else law.wasserstein_product
+        return GaussNewtonMetric(
+            law.coordinates, self.actor_parameters, lambda tangent: product(tangent) / unit, self.cg_max_steps
+        )
+
+    def _behavior_sample(self, batch: PolicyBatch, estimate: PolicyGradient) -> BehaviorSample:
+        """Actions as behaviour, given the state: resampled along the path for Gaussians, scored for discrete ones."""
+        with th.no_grad():
+            context = BasePolicy.extract_features(self.policy, batch.observations, self.policy.pi_features_extractor)
+        law = estimate.law
+        if isinstance(law, GaussianLaw):
+            noise = th.randn(law.mean.shape, generator=self.kernel_metric.generator).to(law.mean)
+            embeddings = law.mean + law.std * noise
+            return BehaviorSample(embeddings, Pathwise(embeddings, self.actor_parameters), context)
+        assert isinstance(law, CategoricalLaw)
+        actions = batch.actions.long().reshape(len(context), -1)
+        one_hot = th.cat([F.one_hot(a, k) for a, k in zip(actions.T, law.sizes, strict=True)], dim=1).float()
+        return BehaviorSample(one_hot, ScoreFunction(estimate.log_prob, self.actor_parameters), context)
+
+    def _update_critic(self, rollout: RolloutBufferSamples) -> None:
+        if not self.critic_parameters:
+            return
+        self.policy.set_training_mode(True)
+        self.policy.optimizer.zero_grad()  # leaves the actor without gradients: the optimiser passes it over
+        losses = []
+        for _ in range(self.n_critic_updates):
+            for index in minibatches(len(rollout.returns), self.batch_size, self.device):
+                values = self.policy.predict_values(select(rollout.observations, index)).flatten()
+                loss = F.mse_loss(values, rollout.returns[index])
+                self.policy.optimizer.zero_grad()
+                loss.backward(inputs=self.critic_parameters)
+                self.policy.optimizer.step()
+                losses.append(loss.detach())
+        if losses:
+            self.logger.record("train/value_loss", th.stack(losses).mean().item())
+
+    def _log_policy_update(self, reports: list[StepReport], measured: Measurement) -> None:
+        ratios = [report.reduction_ratio for report in reports if report.reduction_ratio is not None]
+        self.logger.record("train/policy_objective", measured.objective)
+        self.logger.record("train/wasserstein_distance", measured.wasserstein_distance)
+        self.logger.record("train/kl_divergence_loss", measured.kl_divergence)
+        self.logger.record("train/is_line_search_success", np.mean([report.accepted for report in reports]))
+        self.logger.record("train/step_scale", np.mean([report.scale for report in reports]))
+        if ratios:
+            self.logger.record("train/reduction_ratio", np.mean(ratios))
+
+    def _log_update(self) -> None:
+        buffer = self.rollout_buffer
+        self.logger.record("train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
+        self.logger.record("train/damping", self.natural_gradient.damping.value.item())
+        self.logger.record("train/n_skipped_steps", self.natural_gradient.n_skipped.item())
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        try:
+            completed = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        except ValueError as error:  # torch's distributions refuse non-finite parameters, but cannot say where from
+            check_finite_observation(self._last_obs, error)
+            raise
+        if completed:
+            check_finite_rollout(rollout_buffer)
+        return completed
+
+    def learn(
+        self: SelfNaturalPolicyGradient,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfNaturalPolicyGradient:
+        """As every SB3 algorithm's; ``tb_log_name`` defaults to the class name."""
+        name = tb_log_name or type(self).__name__
+        return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        modules = ["natural_gradient"] + (["kernel_metric"] if self.metric == "kernel" else [])
+        return ["policy", "policy.optimizer", *modules], []
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "actor_parameters", "critic_parameters"]
+

@@ -1,0 +1,54 @@
+"""Views on a filled rollout buffer: checked, flattened, cut into minibatches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+
+def select(observations: PyTorchObs, index: th.Tensor | slice) -> PyTorchObs:
+    """Rows of a tensor or of each tensor of a dict."""
+    if isinstance(observations, dict):
+        return {key: value[index] for key, value in observations.items()}
+    return observations[index]
+
+
+def minibatches(n: int, batch_size: int | None, device: th.device) -> Iterator[th.Tensor]:
+    """Random partition of ``range(n)`` into batches; the last may be smaller."""
+    yield from th.randperm(n, device=device).split(batch_size or n)
+
+
+def policy_actions(actions: th.Tensor, action_space: spaces.Space) -> th.Tensor:
+    """Actions as distributions take them: the buffer keeps discrete ones as floats of shape (n, 1)."""
+    return actions.long().flatten() if isinstance(action_space, spaces.Discrete) else actions
+
+
+def check_finite_rollout(buffer: RolloutBuffer) -> None:
+    """Refuse to learn from a broken environment.
+
+    :raises ValueError: naming what is not finite, and the step and environment where it first occurs
+    """
+    observations = buffer.observations if isinstance(buffer.observations, dict) else {"": buffer.observations}
+    arrays = {f"observations{f'[{key!r}]' if key else ''}": value for key, value in observations.items()}
+    for name, array in {**arrays, "rewards": buffer.rewards, "actions": buffer.actions}.items():
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            step, column = np.argwhere(~np.isfinite(array))[0][:2]
+            raise ValueError(
+                f"env: non-finite {name} (first at step {step} of the rollout, environment {column}); all must be finite "
+                "numbers. Nothing was learnt from this rollout. stable_baselines3's VecCheckNan finds the cause."
+            )
+
+
+def check_finite_observation(observation: np.ndarray | dict[str, np.ndarray] | None, cause: Exception) -> None:
+    """:raises ValueError: if the observation that a policy failed on is not finite"""
+    values = observation.values() if isinstance(observation, dict) else [observation]
+    if any(value is not None and not np.isfinite(value).all() for value in values):
+        raise ValueError(
+            "env: non-finite observations; all must be finite numbers. Nothing was learnt from this rollout. "
+            "stable_baselines3's VecCheckNan finds the cause."
+        ) from cause

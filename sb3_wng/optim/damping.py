@@ -1,0 +1,70 @@
+"""How much a metric is damped, and what is learnt from steps that went better or worse than it predicted."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class Damping(nn.Module):
+    """Constant damping, and the base of adaptive ones.
+
+    :param value: lambda >= 0 in ``(G + lambda I)^{-1} g``, in units of G (usually 1e-3 to 1 times its typical eigenvalue)
+    """
+
+    adaptive = False  # whether steps must be measured for its sake
+    value: Tensor
+
+    def __init__(self, value: float = 0.1) -> None:
+        super().__init__()
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"damping must be a finite number >= 0, got {value}")
+        self.register_buffer("value", torch.tensor(float(value), dtype=torch.float64))
+
+    def update(self, reduction_ratio: float) -> None:
+        """Called after each step with what it gained relative to the quadratic model's prediction."""
+
+
+class LevenbergMarquardtDamping(Damping):
+    """Damping that falls while the quadratic model predicts well and rises while it does not.
+
+    A reduction ratio below ``low`` (or not finite) divides the damping by ``factor``, one above ``high`` multiplies
+    it by ``factor``. Defaults are the papers'.
+
+    :param value: initial damping, > 0
+    :param factor: in (0, 1)
+    :param low: lower end of the band in which the damping stays, usually 0.25
+    :param high: upper end, usually 0.75
+    :param minimum: smallest damping
+    :param maximum: largest damping
+
+    Reference: Nocedal & Wright, Numerical Optimization, Alg. 4.1; Martens 2010, section 4.1.
+    """
+
+    adaptive = True
+
+    def __init__(
+        self,
+        value: float = 0.1,
+        factor: float = 0.85,
+        low: float = 0.25,
+        high: float = 0.75,
+        minimum: float = 1e-10,
+        maximum: float = 1e5,
+    ) -> None:
+        super().__init__(value)
+        if not 0 < minimum <= value <= maximum:
+            raise ValueError(f"damping must lie in [minimum, maximum] = [{minimum}, {maximum}], both > 0, got {value}")
+        if not 0 < factor < 1 or not low < high:
+            raise ValueError(f"factor must be in (0, 1) and low < high, got factor={factor}, low={low}, high={high}")
+        self.factor, self.low, self.high = factor, low, high
+        self.minimum, self.maximum = minimum, maximum
+
+    def update(self, reduction_ratio: float) -> None:
+        if not reduction_ratio >= self.low:
+            self.value /= self.factor
+        elif reduction_ratio > self.high:
+            self.value *= self.factor
+        self.value.clamp_(self.minimum, self.maximum)

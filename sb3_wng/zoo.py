@@ -1,0 +1,228 @@
+"""RL-Zoo with this package's algorithms: ``python -m sb3_wng.zoo <script> [arguments of rl_zoo3.<script>]``.
+
+The only module that touches ``rl_zoo3``. RL-Zoo has no plugin mechanism, but its three tables of algorithms are
+plain dictionaries that all of its scripts share, so that adding entries before a script starts is enough.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import functools
+import importlib
+import importlib.resources
+import runpy
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from sb3_wng import NPG, PG, WNPG
+
+if TYPE_CHECKING:
+    import optuna
+
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"wnpg": WNPG, "npg": NPG, "pg": PG}
+
+MODEL_SCRIPTS = ("train", "enjoy", "record_video", "record_training")  # these are given one --algo and one --env
+PLOT_SCRIPTS = ("plots.plot_train", "plots.all_plots", "plots.plot_from_file")
+SCRIPTS = (*MODEL_SCRIPTS, "benchmark", *PLOT_SCRIPTS, "load_from_hub", "push_to_hub")
+USAGE = f"usage: python -m sb3_wng.zoo <script> [arguments of rl_zoo3.<script>]; scripts: {', '.join(SCRIPTS)}"
+
+# What our extra "zoo" installs; RL-Zoo itself depends on none of the others although its scripts import them.
+ZOO_EXTRA = {"rl_zoo3", "requests", "pandas", "seaborn", "matplotlib", "rliable", "scipy"}
+
+
+# --- Hyperparameter search ---
+
+
+def _sample_trust_region(trial: optuna.Trial, radius: str, low: float, high: float) -> dict[str, Any]:
+    """What a trust-region step has beyond the family's parameters; ``radius`` names the constructor's argument."""
+    return {
+        radius: trial.suggest_float(radius, low, high, log=True),
+        "cg_max_steps": trial.suggest_int("cg_max_steps", 5, 30),
+        "cg_damping": trial.suggest_float("cg_damping", 0.01, 1.0, log=True),
+    }
+
+
+SPECIFIC_SAMPLERS: dict[str, Callable[[optuna.Trial], dict[str, Any]]] = {
+    "wnpg": lambda trial: {
+        "std_weight": trial.suggest_categorical("std_weight", [1.0, 2.0, 4.0]),
+        **_sample_trust_region(trial, "target_distance", 0.002, 0.2),
+    },
+    # A KL summed over the action dimensions: the upper end serves robots with many joints.
+    "npg": lambda trial: _sample_trust_region(trial, "target_kl", 0.002, 0.5),
+    "pg": lambda trial: {
+        "n_policy_updates": trial.suggest_int("n_policy_updates", 1, 20),
+        "policy_batch_size_pow": trial.suggest_int("policy_batch_size_pow", 5, 10),
+    },
+}
+
+
+def sample_policy_gradient_params(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any], *, algo: str
+) -> dict[str, Any]:
+    """Draw the hyperparameters of one trial: what the policy-gradient family shares, then what ``algo`` adds.
+
+    The ranges of the shared part are RL-Zoo's for TRPO. The signature up to ``algo`` is RL-Zoo's.
+    """
+    sampled = {
+        "batch_size_pow": trial.suggest_int("batch_size_pow", 5, 10),
+        "n_steps_pow": trial.suggest_int("n_steps_pow", 5, 12),
+        "one_minus_gamma": trial.suggest_float("one_minus_gamma", 0.0001, 0.03, log=True),
+        "one_minus_gae_lambda": trial.suggest_float("one_minus_gae_lambda", 0.0001, 0.1, log=True),
+        "learning_rate": trial.suggest_float("learning_rate", 1e-5, 0.002, log=True),
+        "n_critic_updates": trial.suggest_int("n_critic_updates", 5, 30),
+        "net_arch": trial.suggest_categorical("net_arch", ["small", "medium"]),
+        "activation_fn": trial.suggest_categorical("activation_fn", ["tanh", "relu"]),
+        **SPECIFIC_SAMPLERS[algo](trial),
+    }
+    hyperparams = convert_policy_gradient_params(sampled)
+    for name in ("gamma", "n_steps", "batch_size"):
+        trial.set_user_attr(name, hyperparams[name])
+    return hyperparams
+
+
+def convert_policy_gradient_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
+    """Turn a trial's raw parameters into constructor arguments (RL-Zoo calls this alone for ``--trial-id``)."""
+    from rl_zoo3.hyperparams_opt import convert_onpolicy_params
+
+    hyperparams = convert_onpolicy_params(sampled_params)
+    if "policy_batch_size_pow" in hyperparams:
+        hyperparams["policy_batch_size"] = 2 ** hyperparams.pop("policy_batch_size_pow")
+    return hyperparams
+
+
+# --- Launcher ---
+
+
+def register() -> None:
+    """Make RL-Zoo know our algorithms (and every installed environment). Harmless when called again."""
+    # Imported here, not at the top: the message about a missing rl_zoo3 must not need rl_zoo3.
+    # import_envs registers the Bullet environments when they are installed.
+    import rl_zoo3.import_envs
+    from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+
+    rl_zoo3.ALGOS.update(ALGORITHMS)
+    for algo in ALGORITHMS:
+        HYPERPARAMS_SAMPLER[algo] = functools.partial(sample_policy_gradient_params, algo=algo)
+        HYPERPARAMS_CONVERTER[algo] = convert_policy_gradient_params
+
+
+def hyperparams_file(algo: str) -> Path:
+    """Where the hyperparameters of one of our algorithms are: in the installed package, or beside a plain checkout."""
+    try:
+        folder = Path(str(importlib.resources.files("sb3_wng.zoo_hyperparams")))
+    except ModuleNotFoundError:
+        folder = Path(__file__).resolve().parents[1] / "zoo_hyperparams"
+    return folder / f"{algo}.yml"
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"sb3_wng.zoo: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read what is decided here; everything else is for RL-Zoo's own parser, mistakes included."""
+    defaults: dict[str, Any] = {"algo": "ppo", "env": "CartPole-v1", "conf_file": None, "gym_packages": []}
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("--algo")
+    parser.add_argument("--env")
+    parser.add_argument("-conf", "--conf-file")
+    parser.add_argument("--gym-packages", nargs="+")
+    parser.set_defaults(**defaults)
+    try:
+        return parser.parse_known_args(arguments)[0]
+    except argparse.ArgumentError:
+        return argparse.Namespace(**defaults)
+
+
+def _check_algorithm(algo: str) -> None:
+    import rl_zoo3
+
+    if algo not in rl_zoo3.ALGOS:
+        _fail(f"unknown --algo {algo!r}; known: {', '.join(sorted(rl_zoo3.ALGOS))}")
+
+
+def _check_environment(env_id: str, gym_packages: Sequence[str]) -> None:
+    import gymnasium
+
+    for package in gym_packages:
+        importlib.import_module(package)
+    if env_id in gymnasium.registry:
+        return
+    if "Bullet" in env_id and "HopperBulletEnv-v0" not in gymnasium.registry:
+        _fail(f"--env {env_id} needs pybullet_envs_gymnasium: pip install 'sb3-wng[envs]'")
+    matches = difflib.get_close_matches(env_id, gymnasium.registry)
+    _fail(f"unknown --env {env_id!r}" + (f"; close matches: {', '.join(matches)}" if matches else ""))
+
+
+@contextmanager
+def _our_children() -> Iterator[None]:
+    """Send the commands that RL-Zoo spawns through this launcher, since a new process does not know our algorithms.
+
+    ``benchmark`` calls ``python enjoy.py`` (which works in RL-Zoo's repository only) and ``record_training`` calls
+    ``python -m rl_zoo3.record_video``, both through ``subprocess.call`` and with no other hook.
+    """
+    call = subprocess.call
+
+    def redirected_call(command: Any, *args: Any, **kwargs: Any) -> int:
+        match command:
+            case ["python", "enjoy.py", *arguments]:
+                command = [sys.executable, "-m", "sb3_wng.zoo", "enjoy", *arguments]
+            case ["python", "-m", "rl_zoo3.record_video", *arguments]:
+                command = [sys.executable, "-m", "sb3_wng.zoo", "record_video", *arguments]
+        return call(command, *args, **kwargs)
+
+    subprocess.call = redirected_call  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        subprocess.call = call
+
+
+def _run(script: str, arguments: list[str]) -> None:
+    """Run an RL-Zoo script as if from the command line, under this launcher's name in its usage messages."""
+    previous = sys.argv
+    sys.argv = [f"python -m sb3_wng.zoo {script}", *arguments]
+    # rl_zoo3.plots imports its own scripts, about which runpy warns although it does no harm.
+    warnings.filterwarnings("ignore", message=".*found in sys.modules", category=RuntimeWarning)
+    try:
+        with _our_children():
+            runpy.run_module(f"rl_zoo3.{script}", run_name="__main__")
+    finally:
+        sys.argv = previous
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one of RL-Zoo's scripts with our algorithms and their hyperparameters known to it."""
+    script, *arguments = (sys.argv[1:] if argv is None else argv) or [""]
+    if script in ("-h", "--help"):
+        print(USAGE)
+        return
+    if script not in SCRIPTS:
+        _fail(f"unknown script {script!r}; known: {', '.join(SCRIPTS)}" if script else USAGE)
+    try:
+        register()
+        if script in MODEL_SCRIPTS:
+            options = _parse(arguments)
+            _check_algorithm(options.algo)
+            _check_environment(options.env, options.gym_packages)
+            if script == "train" and options.conf_file is None and options.algo in ALGORITHMS:
+                arguments += ["--conf-file", str(hyperparams_file(options.algo))]
+        _run(script, arguments)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in ZOO_EXTRA:
+            raise
+        _fail(f"{missing} is not installed: pip install 'sb3-wng[zoo]'")
+
+
+if __name__ == "__main__":
+    main()

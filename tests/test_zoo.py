@@ -1,0 +1,247 @@
+"""RL-Zoo runs our algorithms with our hyperparameters, and its mistakes come back as one line."""
+
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rl_zoo3")
+
+import gymnasium
+import optuna
+import rl_zoo3
+import rl_zoo3.hyperparams_opt
+import yaml
+
+from sb3_wng import zoo
+
+ZOO_KEYS = {
+    "callback",
+    "env_kwargs",
+    "env_wrapper",
+    "frame_stack",
+    "monitor_kwargs",
+    "n_envs",
+    "n_timesteps",
+    "normalize",
+    "vec_env_wrapper",
+}
+TASKS = """
+    Walker2DBulletEnv-v0 HalfCheetahBulletEnv-v0 AntBulletEnv-v0 ReacherBulletEnv-v0 HopperBulletEnv-v0
+    InvertedPendulumBulletEnv-v0 InvertedDoublePendulumBulletEnv-v0 InvertedPendulumSwingupBulletEnv-v0
+    Hopper-v5 HalfCheetah-v5 Walker2d-v5 Ant-v5 Reacher-v5 InvertedPendulum-v5 InvertedDoublePendulum-v5
+    Swimmer-v5 Humanoid-v5
+    CartPole-v1 Pendulum-v1 Acrobot-v1 MountainCar-v0 MountainCarContinuous-v0
+    default atari
+""".split()
+SMALL = ("n_envs:1", "n_steps:64", "batch_size:32", "n_critic_updates:2")
+ALGORITHMS = pytest.mark.parametrize("algo", sorted(zoo.ALGORITHMS))
+
+
+def read_hyperparams(algo):
+    return yaml.safe_load(zoo.hyperparams_file(algo).read_text())
+
+
+def launch(*arguments, cwd):
+    """Run the launcher as a user would, in a process of its own, and return what it printed."""
+    paths = [str(Path(zoo.__file__).parents[1]), os.environ.get("PYTHONPATH")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    command = [sys.executable, "-m", "sb3_wng.zoo", *arguments]
+    process = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout
+
+
+@pytest.fixture(scope="module")
+def cartpole(tmp_path_factory):
+    """An otherwise empty folder in which each of the trained WNPG's files lies where RL-Zoo puts it."""
+    folder = tmp_path_factory.mktemp("cartpole")
+    arguments = "train --algo wnpg --env CartPole-v1 -n 256 --eval-freq 128 --save-freq 128 --eval-episodes 1 --seed 1"
+    output = launch(*arguments.split(), "-params", *SMALL, cwd=folder)
+    assert str(zoo.hyperparams_file("wnpg")) in output
+    return folder
+
+
+# --- Hyperparameter files ---
+
+
+@ALGORITHMS
+def test_every_hyperparameter_is_known_to_the_zoo_or_to_the_constructor(algo):
+    known = ZOO_KEYS | set(inspect.signature(zoo.ALGORITHMS[algo]).parameters)
+    for env_id, hyperparams in read_hyperparams(algo).items():
+        assert set(hyperparams) <= known, f"{algo}, {env_id}: {set(hyperparams) - known}"
+        assert {"policy", "n_timesteps"} <= set(hyperparams), env_id
+
+
+@ALGORITHMS
+def test_every_task_has_an_entry_and_every_entry_is_a_task(algo):
+    zoo.register()
+    tasks = set(read_hyperparams(algo))
+    assert set(TASKS) <= tasks
+    assert tasks - {"default", "atari"} <= set(gymnasium.registry)
+
+
+@ALGORITHMS
+def test_numbers_in_the_files_are_numbers(algo):
+    # YAML reads 1e-3 as a string unless it is marked as a float.
+    for env_id, hyperparams in read_hyperparams(algo).items():
+        strings = {key for key, value in hyperparams.items() if isinstance(value, str)}
+        strings -= {"policy", "policy_kwargs", "metric", "step_rule"}
+        assert all(str(hyperparams[key]).startswith("lin_") and key == "learning_rate" for key in strings), env_id
+
+
+def test_npg_radius_grows_with_the_number_of_actions():
+    for env_id, hyperparams in read_hyperparams("npg").items():
+        if env_id not in ("default", "atari"):
+            actions = sum(gymnasium.make(env_id).action_space.shape) or 1
+            per_action = 0.04 if env_id == "HalfCheetah-v5" else 0.01
+            assert hyperparams["target_kl"] == pytest.approx(per_action * actions), env_id
+
+
+# --- Registration ---
+
+
+def test_registering_twice_changes_nothing():
+    zoo.register()
+    names = list(rl_zoo3.ALGOS)
+    zoo.register()
+    assert list(rl_zoo3.ALGOS) == names
+    for algo, algorithm in zoo.ALGORITHMS.items():
+        assert rl_zoo3.ALGOS[algo] is algorithm
+
+
+@ALGORITHMS
+def test_sampled_hyperparameters_are_constructor_arguments_and_come_back_from_a_finished_trial(algo):
+    zoo.register()
+    trial = optuna.create_study().ask()
+    sampled = rl_zoo3.hyperparams_opt.HYPERPARAMS_SAMPLER[algo](trial, 3, 1, {})
+    assert set(sampled) <= set(inspect.signature(zoo.ALGORITHMS[algo]).parameters)
+    assert rl_zoo3.hyperparams_opt.HYPERPARAMS_CONVERTER[algo](trial.params) == sampled
+
+
+# --- Scripts ---
+
+
+def test_training_leaves_a_model_checkpoints_and_a_reproducible_command(cartpole):
+    run = cartpole / "logs" / "wnpg" / "CartPole-v1_1"
+    assert {"CartPole-v1.zip", "best_model.zip", "rl_model_256_steps.zip"} <= {path.name for path in run.iterdir()}
+    assert "-m sb3_wng.zoo train" in (run / "CartPole-v1" / "command.txt").read_text()
+
+
+@pytest.mark.parametrize("choice", [[], ["--load-best"], ["--load-last-checkpoint"], ["--load-checkpoint", "128"]])
+def test_enjoy_loads_what_training_saved(cartpole, choice, monkeypatch, capsys):
+    monkeypatch.chdir(cartpole)
+    zoo.main(["enjoy", "--algo", "wnpg", "-f", "logs", "-n", "500", "--exp-id", "1", "--no-render", *choice])
+    assert "Mean reward" in capsys.readouterr().out
+
+
+def test_training_continues_from_a_saved_model(cartpole, monkeypatch, capsys):
+    monkeypatch.chdir(cartpole)
+    model = "logs/wnpg/CartPole-v1_1/CartPole-v1.zip"
+    arguments = ["train", "--algo", "wnpg", "-i", model, "-f", "continued", "-n", "64", "--eval-freq", "-1"]
+    zoo.main([*arguments, "-params", *SMALL])
+    assert "Loading pretrained agent" in capsys.readouterr().out
+    assert Path("continued/wnpg/CartPole-v1_1/CartPole-v1.zip").is_file()
+
+
+@pytest.mark.parametrize("algo", ["npg", "pg"])
+def test_the_other_algorithms_train_on_continuous_actions(algo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["train", "--algo", algo, "--env", "Pendulum-v1", "-n", "128", "--eval-freq", "-1"]
+    zoo.main([*arguments, "-params", *SMALL])
+    assert Path(f"logs/{algo}/Pendulum-v1_1/Pendulum-v1.zip").is_file()
+
+
+def test_worker_processes_simulate_a_bullet_robot_and_its_normalisation_is_saved(tmp_path):
+    arguments = "train --algo wnpg --env HopperBulletEnv-v0 -n 200 --eval-freq -1 --vec-env subproc"
+    launch(*arguments.split(), "-params", "n_steps:50", "n_critic_updates:2", cwd=tmp_path)
+    run = tmp_path / "logs" / "wnpg" / "HopperBulletEnv-v0_1"
+    assert (run / "HopperBulletEnv-v0.zip").is_file()
+    assert (run / "HopperBulletEnv-v0" / "vecnormalize.pkl").is_file()
+
+
+@ALGORITHMS
+def test_a_trial_of_a_hyperparameter_search_can_be_trained(algo, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    # The seed decides the trials: these ones have short rollouts.
+    study = ["--algo", algo, "-n", "64", "--seed", "3", "--storage", "study.log", "--study-name", "study"]
+    search = ["-optimize", "--n-trials", "2", "--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots"]
+    zoo.main(["train", *study, *search, "-params", "n_envs:1"])
+    assert "Number of finished trials:  2" in capsys.readouterr().out
+    zoo.main(["train", *study, "--trial-id", "1", "--eval-freq", "-1"])
+    assert "Loading from Optuna study" in capsys.readouterr().out
+
+
+def test_the_users_own_configuration_file_wins(tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, "_run", lambda script, arguments: commands.append(arguments))
+    commands = []
+    zoo.main(["train", "--algo", "wnpg", "--conf-file", "mine.yml"])
+    zoo.main(["train", "--algo", "wnpg", "-conf", "mine.yml"])
+    zoo.main(["train", "--algo=ppo"])
+    zoo.main(["train", "--algo=pg"])
+    assert ["--conf-file" in command for command in commands] == [True, False, False, True]
+    assert commands[-1][-1].endswith("pg.yml")
+
+
+@pytest.mark.parametrize(
+    ("command", "script"),
+    [(["python", "enjoy.py"], "enjoy"), (["python", "-m", "rl_zoo3.record_video"], "record_video")],
+)
+def test_processes_started_by_the_zoo_know_our_algorithms(command, script, monkeypatch):
+    commands = []
+    monkeypatch.setattr(subprocess, "call", lambda command: commands.append(command) or 0)
+    original = subprocess.call
+    with zoo._our_children():
+        assert subprocess.call([*command, "--algo", "wnpg"]) == 0
+        assert subprocess.call(["ls"]) == 0
+    assert commands == [[sys.executable, "-m", "sb3_wng.zoo", script, "--algo", "wnpg"], ["ls"]]
+    assert subprocess.call is original
+
+
+# --- Mistakes ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["usage: python -m sb3_wng.zoo", "train", "record_training"]),
+        (["trian"], ["unknown script 'trian'", "train", "plots.plot_train"]),
+        (["train", "--algo", "wnpgg"], ["unknown --algo 'wnpgg'", "wnpg", "trpo"]),
+        (["enjoy", "--env", "HoperBulletEnv-v0"], ["unknown --env 'HoperBulletEnv-v0'", "HopperBulletEnv-v0"]),
+        (["train", "--env", "???"], ["unknown --env '???'"]),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line(arguments, words, capsys):
+    check_one_line_error(arguments, words, capsys)
+
+
+def test_a_missing_zoo_is_named_with_its_remedy(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "rl_zoo3", None)
+    monkeypatch.setitem(sys.modules, "rl_zoo3.import_envs", None)
+    check_one_line_error(["train"], ["rl_zoo3", "pip install 'sb3-wng[zoo]'"], capsys)
+
+
+def test_missing_bullet_environments_are_named_with_their_remedy(monkeypatch, capsys):
+    others = {env_id: spec for env_id, spec in gymnasium.registry.items() if "Bullet" not in env_id}
+    monkeypatch.setattr(gymnasium, "registry", others)
+    words = ["AntBulletEnv-v0", "pip install 'sb3-wng[envs]'"]
+    check_one_line_error(["train", "--env", "AntBulletEnv-v0"], words, capsys)
+
+
+def check_one_line_error(arguments, words, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        zoo.main(arguments)
+    error = capsys.readouterr().err
+    assert exit_.value.code == 2
+    assert error.count("\n") == 1
+    assert all(word in error for word in words), error
+
+
+def test_the_zoos_own_parser_answers_under_our_name(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        zoo.main(["train", "--algo"])
+    assert exit_.value.code == 2
+    assert "sb3_wng.zoo train: error: argument --algo" in capsys.readouterr().err
