@@ -12,8 +12,7 @@ QUICK = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("peer", QUICK)
-def test_drop_in(peer: str) -> None:
-    """The class passes every test that the class in its place passes."""
+def test_wnpg_passes_the_tests_of_the_class_it_replaces(peer: str) -> None:
     files, expected = QUICK[peer]
     try:
         report = peers.run_peer(peer, "wnpg", files)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch as th
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ def action_law(distribution: Distribution, std_weight: float = 1.0) -> ActionLaw
     :param std_weight: see :class:`sb3_wng.geometry.GaussianLaw`
     :raises ValueError: for a distribution without a closed form
     """
-    inner = distribution.distribution
+    inner: Any = distribution.distribution  # a list for MultiDiscrete, else a torch distribution
     if isinstance(distribution, (DiagGaussianDistribution, StateDependentNoiseDistribution)):
         return GaussianLaw(inner.mean, inner.stddev, std_weight)
     if isinstance(distribution, CategoricalDistribution):

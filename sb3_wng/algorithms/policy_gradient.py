@@ -12,7 +12,12 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.policies import (
+    ActorCriticCnnPolicy,
+    ActorCriticPolicy,
+    BasePolicy,
+    MultiInputActorCriticPolicy,
+)
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from stable_baselines3.common.vec_env import VecEnv
@@ -20,7 +25,13 @@ from torch import nn
 
 from sb3_wng.algorithms.action_laws import action_law, actor_and_critic_parameters
 from sb3_wng.algorithms.arguments import check_batch_size, check_choice, check_integers, check_positive
-from sb3_wng.algorithms.rollouts import check_finite_observation, check_finite_rollout, minibatches, policy_actions, select
+from sb3_wng.algorithms.rollouts import (
+    check_finite_observation,
+    check_finite_rollout,
+    minibatches,
+    policy_actions,
+    select,
+)
 from sb3_wng.algorithms.surrogate import Measurement, PolicyBatch, PolicyGradient, measure, policy_gradient
 from sb3_wng.geometry import (
     ActionLaw,
@@ -178,13 +189,13 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
         if self.metric == "kernel":
             self.kernel_metric = KernelWassersteinMetric(self.n_basis, self.log_bandwidth, seed=self.seed)
 
-    def _make_step_rule(self) -> StepRule:
+    def _make_step_rule(self, unit: float = 1.0) -> StepRule:
         cap = math.inf if self.target_kl is None else self.target_kl
         if self.step_rule == "fixed_rate":
             return FixedRate(self.step_size_schedule(self._current_progress_remaining), max_divergence=cap)
         if self.step_rule == "optimizer":
             return OptimizerStep(self.policy.optimizer, self.max_grad_norm)
-        region = 2 * cap if self.metric == "fisher" else self.target_distance
+        region = 2 * cap / unit if self.metric == "fisher" else self.target_distance
         # n equal steps in a row are n^2 times as long (squared) as one: together they reach the region's edge
         radius = region / self.n_policy_updates**2
         return TrustRegion(radius, region, cap, self.line_search_shrinking_factor, self.line_search_max_iter)
@@ -192,7 +203,6 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
     def train(self) -> None:
         """Update the actor, then the critic, from the rollout buffer."""
         self._update_learning_rate(self.policy.optimizer)
-        self.natural_gradient.step_rule = self._make_step_rule()
         rollout = next(self.rollout_buffer.get(batch_size=None))
         self._update_policy(rollout)
         self._update_critic(rollout)
@@ -204,10 +214,12 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
         self._refresh_batch_statistics(rollout)
         self.policy.set_training_mode(False)
         batch = self._policy_batch(rollout)
+        unit = self._unit(batch.old_law)
+        self.natural_gradient.step_rule = self._make_step_rule(unit)
         reports = []
         for _ in range(self.n_policy_updates):
             for index in minibatches(len(batch.advantages), self.policy_batch_size, self.device):
-                reports.append(self._policy_step(batch if self.policy_batch_size is None else batch[index]))
+                reports.append(self._policy_step(batch if self.policy_batch_size is None else batch.rows(index), unit))
             measured = self.measure(batch)
             if self.step_rule == "optimizer" and self.target_kl is not None and measured.kl_divergence > 1.5 * self.target_kl:
                 break  # as PPO: this rule has no cap of its own
@@ -233,15 +245,15 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
         """The current policy's law of actions at a batch of preprocessed observations."""
         return action_law(self.policy.get_distribution(observations), self.std_weight)
 
-    def _policy_step(self, batch: PolicyBatch) -> StepReport:
+    def _policy_step(self, batch: PolicyBatch, unit: float) -> StepReport:
         estimate = self.policy_gradient(batch)
-        metric, length_metric = self._metrics(batch, estimate)
+        metric, length_metric = self._metrics(batch, estimate, unit)
         return self.natural_gradient.step(
             self.actor_parameters,
             estimate.gradient,
             metric,
             estimate.objective,
-            lambda: self._trial(self.measure(batch), batch),
+            lambda: self._trial(self.measure(batch), unit),
             length_metric,
         )
 
@@ -253,24 +265,22 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
         """Compare the current policy with the one that collected the batch."""
         return measure(self.policy, batch, self.std_weight)
 
-    def _unit(self, batch: PolicyBatch) -> float:
-        """What a squared distance is measured in: the collecting policy's spread in a trust region, else 1.
+    def _unit(self, law: ActionLaw) -> float:
+        """What squared lengths are measured in, so that radius and damping mean the same on every task.
 
-        A radius in action units would be too long a step once the spread has shrunk, and too short before.
+        In a trust region: the collecting policy's spread for Wasserstein (a radius in action units would be too long a
+        step once the spread has shrunk, and too short before), the number of action dimensions for Fisher. Else 1.
         """
-        if self.metric == "fisher" or self.step_rule != "trust_region":
+        if self.step_rule != "trust_region":
             return 1.0
-        return max(batch.old_law.spread().item(), 1e-12)
+        return law.n_actions if self.metric == "fisher" else max(law.spread().item(), 1e-12)
 
-    def _trial(self, measured: Measurement, batch: PolicyBatch) -> Trial:
-        if self.metric == "fisher":
-            return Trial(measured.objective, 2 * measured.kl_divergence, measured.kl_divergence)
-        distance = measured.wasserstein_distance / self._unit(batch)
-        return Trial(measured.objective, distance, measured.kl_divergence)
+    def _trial(self, measured: Measurement, unit: float) -> Trial:
+        distance = 2 * measured.kl_divergence if self.metric == "fisher" else measured.wasserstein_distance
+        return Trial(measured.objective, distance / unit, measured.kl_divergence)
 
-    def _metrics(self, batch: PolicyBatch, estimate: PolicyGradient) -> tuple[Metric, Metric | None]:
+    def _metrics(self, batch: PolicyBatch, estimate: PolicyGradient, unit: float) -> tuple[Metric, Metric | None]:
         """The metric that shapes the direction, and one that measures its length where the first cannot."""
-        unit = self._unit(batch)
         if self.metric in ("closed_form", "fisher"):
             return self._closed_form_metric(batch, estimate.law, unit), None
         length_metric = self._closed_form_metric(batch, estimate.law, unit) if self.step_rule == "trust_region" else None
@@ -369,4 +379,3 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "actor_parameters", "critic_parameters"]
-

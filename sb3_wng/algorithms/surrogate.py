@@ -24,7 +24,8 @@ class PolicyBatch(NamedTuple):
     old_log_prob: th.Tensor  # (n,)
     old_law: ActionLaw  # of the policy that collected the data, detached
 
-    def __getitem__(self, index: th.Tensor) -> PolicyBatch:  # type: ignore[override]  # rows, not fields
+    def rows(self, index: th.Tensor) -> PolicyBatch:
+        """Some of the transitions."""
         return PolicyBatch(
             select(self.observations, index),
             self.actions[index],

@@ -23,8 +23,8 @@ class WNPG(NaturalPolicyGradient):
 
     Paper: https://openreview.net/forum?id=OHgnfSrn2jv (Moskovitz, Arbel, Huszar & Gretton, ICLR 2021), Alg. 1.
     By default it departs from the published configuration: the metric has a closed form instead of
-    five kernel basis functions, only the actor is preconditioned, and one line-searched step per rollout on the full batch
-    replaces Adam on minibatches.
+    five kernel basis functions, only the actor is preconditioned, and one line-searched step per rollout on the full
+    batch replaces Adam on minibatches.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy or a class)
     :param env: The environment to learn from (if registered in Gymnasium, can be str)
@@ -35,7 +35,7 @@ class WNPG(NaturalPolicyGradient):
     :param gamma: Discount factor
     :param gae_lambda: Bias-variance trade-off of the generalized advantage estimator
     :param metric: ``"closed_form"``: the Wasserstein metric of the action law at each state (default). ``"kernel"``: the
-        papers' estimator from samples, of actions given the state. ``"fisher"``: the control, NPG in this loop
+        papers' estimator from samples, of actions given the state. ``"fisher"``: the control, NPG
     :param step_rule: ``"trust_region"`` (default): the longest step within the radius, by line search. ``"fixed_rate"``: ``step_size``
         times the direction in absolute units; wants ``normalize_advantage=False`` and a ``target_kl`` as cap.
         ``"optimizer"``: the direction goes through ``policy.optimizer`` in place of the gradient, as published
@@ -87,7 +87,7 @@ class WNPG(NaturalPolicyGradient):
         metric: str = "closed_form",
         step_rule: str = "trust_region",
         target_distance: float = 0.02,
-        target_kl: float | None = None,
+        target_kl: float | None = 0.03,
         step_size: float | Schedule = 0.1,
         n_policy_updates: int = 1,
         policy_batch_size: int | None = None,

@@ -61,21 +61,33 @@ class ScoreFunction:
         return vector_jacobian_products(self.log_probs, self.parameters, centred)
 
 
-def vector_jacobian_products(outputs: Tensor, parameters: Sequence[Tensor], cotangents: Tensor) -> Tensor:
-    """``M`` vector-Jacobian products in one batched backward pass.
+def vector_jacobian_products(
+    outputs: Tensor, parameters: Sequence[Tensor], cotangents: Tensor, chunk_elements: int = 2000
+) -> Tensor:
+    """``M`` vector-Jacobian products by batched backward passes.
 
-    :param outputs: any shape S, attached to the graph (which is kept)
+    Batching pays while its intermediate results stay in the processor's cache, so that large samples go one by one.
+
+    :param outputs: shape (n, ...), attached to the graph (which is kept)
     :param parameters: ``p`` numbers in total; one that ``outputs`` does not reach gets zeros
-    :param cotangents: shape (M, *S)
+    :param cotangents: shape (M, n, ...)
+    :param chunk_elements: largest number of products times n in one backward pass
     :return: shape (M, p)
     """
+    chunk_size = max(1, chunk_elements // max(1, len(outputs)))
+    cotangents = cotangents.to(outputs.dtype)
+    return torch.cat([_backward(outputs, list(parameters), chunk) for chunk in cotangents.split(chunk_size)])
+
+
+def _backward(outputs: Tensor, parameters: list[Tensor], cotangents: Tensor) -> Tensor:
+    is_batched = len(cotangents) > 1
     rows = torch.autograd.grad(
         outputs,
-        list(parameters),
-        cotangents.to(outputs.dtype),
+        parameters,
+        cotangents if is_batched else cotangents[0],
         retain_graph=True,
-        is_grads_batched=True,
         allow_unused=True,
-        materialize_grads=True,
+        is_grads_batched=is_batched,
     )
-    return torch.cat([row.flatten(start_dim=1) for row in rows], dim=1)
+    parts = [q.new_zeros(len(cotangents), q.numel()) if row is None else row for q, row in zip(parameters, rows, strict=True)]
+    return torch.cat([part.reshape(len(cotangents), -1) for part in parts], dim=1)

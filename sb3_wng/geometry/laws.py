@@ -24,6 +24,10 @@ class ActionLaw(Protocol):
     def coordinates(self) -> Tensor:
         """Numbers that determine the law, shape (n, k), attached to the graph."""
 
+    @property
+    def n_actions(self) -> int:
+        """Action dimensions, or factors of a discrete action."""
+
     def detach(self: Law) -> Law:
         """The same law without a graph."""
 
@@ -63,6 +67,10 @@ class GaussianLaw:
     @property
     def coordinates(self) -> Tensor:
         return torch.cat([self.mean, self.std], dim=1)
+
+    @property
+    def n_actions(self) -> int:
+        return self.mean.shape[1]
 
     def detach(self) -> GaussianLaw:
         return replace(self, mean=self.mean.detach(), std=self.std.detach())
@@ -112,6 +120,10 @@ class CategoricalLaw:
     def coordinates(self) -> Tensor:
         return self.log_probs
 
+    @property
+    def n_actions(self) -> int:
+        return len(self.sizes)
+
     def detach(self) -> CategoricalLaw:
         return replace(self, log_probs=self.log_probs.detach())
 
@@ -119,7 +131,8 @@ class CategoricalLaw:
         return replace(self, log_probs=self.log_probs[index])
 
     def _factors(self, tensor: Tensor) -> tuple[Tensor, ...]:
-        return tensor.split(list(self.sizes), dim=1)
+        parts: tuple[Tensor, ...] = tensor.split(list(self.sizes), dim=1)
+        return parts
 
     def spread(self) -> Tensor:
         """Sum over factors of (1 - sum p^2)/2: half the probability that two independent actions differ."""

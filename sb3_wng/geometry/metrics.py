@@ -177,4 +177,5 @@ def _orthonormaliser(gradients: Tensor) -> Tensor:
     flat = gradients.flatten(start_dim=1)
     eigenvalues, eigenvectors = torch.linalg.eigh(flat @ flat.T / gradients.shape[1])
     kept = eigenvalues > 1e-12 * eigenvalues.max().clamp_min(1e-300)
-    return (eigenvectors[:, kept] * eigenvalues[kept].rsqrt()).T
+    orthonormal: Tensor = eigenvectors[:, kept] * eigenvalues[kept].rsqrt()
+    return orthonormal.T

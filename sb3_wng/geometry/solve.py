@@ -44,7 +44,7 @@ def damped_solve(factor: Tensor, grad: Tensor, damping: float, diagonal: Tensor 
     eigenvalues, eigenvectors = torch.linalg.eigh(gram)
     projected = eigenvectors.T @ (scaled_factor @ scaled_grad).double()
     weights = eigenvectors @ (projected / (eigenvalues.clamp_min(0) + damping))
-    solution = (scaled_grad - scaled_factor.T @ weights.to(grad.dtype)) / damping
+    solution: Tensor = (scaled_grad - scaled_factor.T @ weights.to(grad.dtype)) / damping
     return solution if scale is None else solution * scale
 
 

@@ -3,7 +3,16 @@
 from sb3_wng.optim.damping import Damping, LevenbergMarquardtDamping
 from sb3_wng.optim.kernel_metric import KernelWassersteinMetric
 from sb3_wng.optim.natural_gradient import NaturalGradient, StepReport
-from sb3_wng.optim.steps import FixedRate, OptimizerStep, Step, StepRule, TrustRegion, Trial, assign_gradient, assign_parameters
+from sb3_wng.optim.steps import (
+    FixedRate,
+    OptimizerStep,
+    Step,
+    StepRule,
+    Trial,
+    TrustRegion,
+    assign_gradient,
+    assign_parameters,
+)
 
 __all__ = [
     "Damping",
@@ -15,8 +24,8 @@ __all__ = [
     "Step",
     "StepReport",
     "StepRule",
-    "TrustRegion",
     "Trial",
+    "TrustRegion",
     "assign_gradient",
     "assign_parameters",
 ]

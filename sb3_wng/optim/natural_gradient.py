@@ -57,8 +57,8 @@ class NaturalGradient(nn.Module):
         self.step_rule = step_rule
         self.curvature_weight = curvature_weight
         self.damping = damping if isinstance(damping, Damping) else Damping(damping)
-        self.register_buffer("n_skipped", torch.tensor(0))
-        self.register_buffer("n_fallbacks", torch.tensor(0))
+        self.register_buffer("n_skipped", torch.tensor(0.0))  # floats, as SB3's tools expect of every saved tensor
+        self.register_buffer("n_fallbacks", torch.tensor(0.0))
 
     def direction(self, gradient: Tensor, metric: Metric) -> Tensor:
         """``(G + damping I)^{-1} gradient``; the gradient itself where that does not ascend.

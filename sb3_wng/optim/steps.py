@@ -38,7 +38,12 @@ class StepRule(Protocol):
     """Moves the parameters along a direction, or leaves them exactly as they were."""
 
     def __call__(
-        self, parameters: Sequence[nn.Parameter], direction: Tensor, curvature: float, objective: float, evaluate: Evaluate
+        self,
+        parameters: Sequence[nn.Parameter],
+        direction: Tensor,
+        curvature: float,
+        objective: float,
+        evaluate: Evaluate,
     ) -> Step:
         """Take one step.
 
@@ -78,7 +83,12 @@ class TrustRegion:
         _check_backtracking(self.shrinking_factor, self.max_iter)
 
     def __call__(
-        self, parameters: Sequence[nn.Parameter], direction: Tensor, curvature: float, objective: float, evaluate: Evaluate
+        self,
+        parameters: Sequence[nn.Parameter],
+        direction: Tensor,
+        curvature: float,
+        objective: float,
+        evaluate: Evaluate,
     ) -> Step:
         if not curvature > 0:  # the metric sees no change: no length to measure the step by
             return REFUSED
@@ -116,7 +126,12 @@ class FixedRate:
         _check_backtracking(self.shrinking_factor, self.max_iter)
 
     def __call__(
-        self, parameters: Sequence[nn.Parameter], direction: Tensor, curvature: float, objective: float, evaluate: Evaluate
+        self,
+        parameters: Sequence[nn.Parameter],
+        direction: Tensor,
+        curvature: float,
+        objective: float,
+        evaluate: Evaluate,
     ) -> Step:
         if math.isinf(self.max_divergence):
             return _backtrack(parameters, direction, self.rate, evaluate, lambda _: True, self.shrinking_factor, 0)
@@ -139,7 +154,12 @@ class OptimizerStep:
     max_grad_norm: float = math.inf
 
     def __call__(
-        self, parameters: Sequence[nn.Parameter], direction: Tensor, curvature: float, objective: float, evaluate: Evaluate
+        self,
+        parameters: Sequence[nn.Parameter],
+        direction: Tensor,
+        curvature: float,
+        objective: float,
+        evaluate: Evaluate,
     ) -> Step:
         norm = direction.norm().item()
         scale = min(1.0, self.max_grad_norm / norm) if norm > 0 else 1.0

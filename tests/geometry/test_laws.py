@@ -1,0 +1,119 @@
+"""Closed forms against POT, torch.distributions and dense matrices."""
+
+import numpy as np
+import ot
+import pytest
+import torch
+
+from sb3_wng.geometry import CategoricalLaw, GaussianLaw, GaussNewtonMetric, graph_laplacian_solve
+
+
+def gaussian(n=4, d=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    mean = torch.randn(n, d, generator=generator, dtype=torch.float64)
+    std = torch.rand(n, d, generator=generator, dtype=torch.float64) + 0.2
+    return GaussianLaw(mean, std)
+
+
+def categorical(n=4, sizes=(3, 2), seed=0):
+    logits = torch.randn(n, sum(sizes), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return CategoricalLaw(torch.cat([part.log_softmax(1) for part in logits.split(list(sizes), 1)], 1), sizes)
+
+
+def test_gaussian_wasserstein_distance_is_pots():
+    p, q = gaussian(seed=0), gaussian(seed=1)
+    for i, distance in enumerate(p.wasserstein_distance(q)):
+        covariances = [np.diag(law.std[i].numpy() ** 2) for law in (p, q)]
+        root = ot.gaussian.bures_wasserstein_distance(p.mean[i].numpy(), q.mean[i].numpy(), *covariances)
+        assert distance.item() == pytest.approx(root**2, rel=1e-9)
+
+
+def test_gaussian_kl_is_torchs_summed_over_dimensions():
+    p, q = gaussian(seed=0), gaussian(seed=1)
+    normals = [torch.distributions.Normal(law.mean, law.std) for law in (p, q)]
+    torch.testing.assert_close(p.kl_divergence(q), torch.distributions.kl_divergence(*normals).sum(1))
+
+
+def test_categorical_kl_is_torchs_summed_over_factors():
+    p, q = categorical(seed=0), categorical(seed=1)
+    expected = 0
+    for a, b in zip(p.log_probs.split([3, 2], 1), q.log_probs.split([3, 2], 1), strict=True):
+        pair = torch.distributions.Categorical(logits=a), torch.distributions.Categorical(logits=b)
+        expected = expected + torch.distributions.kl_divergence(*pair)
+    torch.testing.assert_close(p.kl_divergence(q), expected)
+
+
+@pytest.mark.parametrize("make", [gaussian, categorical])
+def test_distances_vanish_only_between_equal_laws(make):
+    law, other = make(seed=0), make(seed=1)
+    for distance in ("wasserstein_distance", "kl_divergence"):
+        torch.testing.assert_close(getattr(law, distance)(law), torch.zeros(4, dtype=torch.float64))
+        assert (getattr(law, distance)(other) > 0).all()
+
+
+def test_spread_is_half_the_expected_squared_cost_between_two_independent_actions():
+    generator = torch.Generator().manual_seed(0)
+    law = gaussian()
+    a, b = (law.mean + law.std * torch.randn(40_000, 4, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    assert law.spread().item() == pytest.approx(0.5 * (a - b).square().sum(2).mean().item(), rel=0.01)
+    law = categorical(sizes=(3,))
+    a, b = (law.log_probs.exp().multinomial(40_000, replacement=True, generator=generator) for _ in range(2))
+    assert law.spread().item() == pytest.approx(0.5 * (a != b).double().mean().item(), rel=0.01)
+
+
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_graph_laplacian_solve_is_the_dense_pseudo_inverse(size):
+    generator = torch.Generator().manual_seed(size)
+    p = torch.rand(5, size, generator=generator, dtype=torch.float64).softmax(1)
+    p[0] = torch.eye(size, dtype=torch.float64)[0]  # a deterministic law is no special case
+    change = torch.randn(5, size, generator=generator, dtype=torch.float64)
+    change = change - change.mean(1, keepdim=True)
+    for state in range(5):
+        laplacian = torch.zeros(size, size, dtype=torch.float64)
+        for i in range(size):
+            for j in range(i):
+                edge = torch.eye(size, dtype=torch.float64)[i] - torch.eye(size, dtype=torch.float64)[j]
+                laplacian += (p[state, i] + p[state, j]) / 2 * torch.outer(edge, edge)
+        expected = torch.linalg.pinv(laplacian) @ change[state]
+        torch.testing.assert_close(graph_laplacian_solve(p, change)[state], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_categorical_fisher_product_is_the_dense_fisher_matrix():
+    logits = torch.randn(1, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    law = CategoricalLaw(logits.log_softmax(1), (4,))
+    metric = GaussNewtonMetric(law.coordinates, [logits], law.fisher_product)
+    p = logits.detach().softmax(1)[0]
+    dense = torch.diag(p) - torch.outer(p, p)
+    for row, expected in zip(torch.eye(4, dtype=torch.float64), dense, strict=True):
+        torch.testing.assert_close(metric.product(row), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("metric", ["wasserstein", "fisher"])
+@pytest.mark.parametrize("make", [gaussian, categorical])
+def test_distances_agree_with_their_metric_to_second_order(make, metric):
+    law = make()
+    generator = torch.Generator().manual_seed(5)
+    if make is gaussian:
+        tangent = torch.randn(law.coordinates.shape, generator=generator, dtype=torch.float64)
+
+        def moved(h):
+            return GaussianLaw(*(law.coordinates + h * tangent).chunk(2, 1))
+    else:
+        noise = torch.randn(law.coordinates.shape, generator=generator, dtype=torch.float64)
+
+        def moved(h):
+            parts = (law.log_probs + h * noise).split(list(law.sizes), 1)
+            return CategoricalLaw(torch.cat([part.log_softmax(1) for part in parts], 1), law.sizes)
+
+        tangent = (moved(1e-6).log_probs - law.log_probs) / 1e-6
+    quadratic = (tangent * getattr(law, f"{metric}_product")(tangent)).sum(1)
+    distance = law.wasserstein_distance if metric == "wasserstein" else lambda other: 2 * law.kl_divergence(other)
+    h = 1e-3
+    torch.testing.assert_close(distance(moved(h)) / h**2, quadratic, rtol=1e-2, atol=1e-9)
+
+
+def test_two_valued_factors_have_the_closed_form_of_a_coin():
+    """For two actions L(p)^+ is constant: the squared length of a change dp is 2 dp^2."""
+    p = torch.tensor([[0.3, 0.7]], dtype=torch.float64)
+    change = torch.tensor([[-0.1, 0.1]], dtype=torch.float64)
+    assert (change * graph_laplacian_solve(p, change)).sum().item() == pytest.approx(2 * 0.1**2)

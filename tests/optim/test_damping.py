@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+from sb3_wng.optim import Damping, LevenbergMarquardtDamping
+
+
+def test_constant_damping_learns_nothing():
+    damping = Damping(0.3)
+    damping.update(0.0)
+    assert damping.value.item() == 0.3
+
+
+@pytest.mark.parametrize(
+    ("ratio", "direction"), [(0.0, 1), (-3.0, 1), (float("nan"), 1), (0.2, 1), (0.5, 0), (0.9, -1), (5.0, -1)]
+)
+def test_levenberg_marquardt_goes_up_and_down(ratio, direction):
+    damping = LevenbergMarquardtDamping(0.1)
+    damping.update(ratio)
+    assert damping.value.item() == pytest.approx(0.1 * 0.85 ** (-direction))
+
+
+def test_levenberg_marquardt_stays_within_its_bounds():
+    damping = LevenbergMarquardtDamping(1.0, minimum=0.5, maximum=2.0)
+    for ratio, bound in ((1.0, 0.5), (0.0, 2.0)):
+        for _ in range(50):
+            damping.update(ratio)
+        assert damping.value.item() == bound
+
+
+def test_damping_travels_with_the_state_dict():
+    damping, fresh = LevenbergMarquardtDamping(0.1), LevenbergMarquardtDamping(0.1)
+    damping.update(0.0)
+    fresh.load_state_dict(damping.state_dict())
+    assert torch.equal(fresh.value, damping.value)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_damping_must_be_a_finite_number_that_is_not_negative(value):
+    with pytest.raises(ValueError, match="damping must be a finite number >= 0"):
+        Damping(value)
+
+
+def test_levenberg_marquardt_refuses_a_band_or_factor_that_cannot_work():
+    with pytest.raises(ValueError, match="damping must lie in"):
+        LevenbergMarquardtDamping(0.0)
+    with pytest.raises(ValueError, match="factor must be in"):
+        LevenbergMarquardtDamping(0.1, factor=1.5)

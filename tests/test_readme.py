@@ -1,0 +1,50 @@
+"""Every code block of the README runs."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# the two set-up commands are installations: CI runs the test command itself, and the trained script runs below
+SETUP = re.compile(r"<!-- (\w+)-command -->\n```bash\n(.*?)```\n<!-- /\1-command -->", re.DOTALL)
+BLOCKS = re.findall(r"```(python|bash)\n(.*?)```", SETUP.sub("", README), re.DOTALL)
+
+
+def run(command, cwd):
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    result = subprocess.run(
+        command, cwd=cwd, env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=500
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result.stdout
+
+
+def test_there_are_blocks_for_every_way_of_use():
+    assert {language for language, _ in BLOCKS} == {"python", "bash"}
+    assert len(BLOCKS) >= 4
+    assert [name for name, _ in SETUP.findall(README)] == ["train", "test"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("language", "block"), BLOCKS, ids=[block.strip().split("\n")[0][:40] for _, block in BLOCKS])
+def test_block_runs_from_an_empty_directory(language, block, tmp_path):
+    if language == "python":
+        (tmp_path / "block.py").write_text(block)
+        run([sys.executable, "block.py"], tmp_path)
+    else:
+        run(["bash", "-e", "-c", block], tmp_path)
+
+
+@pytest.mark.slow
+def test_the_training_command_ends_in_a_script_that_leaves_model_and_picture(tmp_path):
+    command = dict(SETUP.findall(README))["train"].strip().split(" && ")[-1]
+    script, *_ = command.removeprefix("python ").split()
+    output = run([sys.executable, str(ROOT / script), "--timesteps", "6000", "--output", str(tmp_path / "run")], tmp_path)
+    assert "mean return" in output
+    for name in ("model.zip", "vecnormalize.pkl", "learning_curve.png"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
