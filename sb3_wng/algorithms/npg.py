@@ -16,31 +16,34 @@ class NPG(NaturalPolicyGradient):
     """
     Natural Policy Gradient (NPG): the Fisher metric in the loop of :class:`~sb3_wng.WNPG`, and hence its control.
 
-    The step is sqrt(2 target_kl / g^T F^{-1} g) F^{-1} g (Kakade 2002; the closed-form step size of the CMU lecture), then
+    The step is sqrt(2 target_kl / g^T F^{-1} g) F^{-1} g (the closed-form step size of Kakade 2002), then
     shortened by a line search, which makes it TRPO. ``line_search_max_iter=0`` takes the closed-form step as it is.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy or a class)
     :param env: The environment to learn from (if registered in Gymnasium, can be str)
-    :param learning_rate: Learning rate of the critic's Adam; a float or a schedule of the remaining progress (from 1 to 0).
-        Usually 3e-4 to 1e-3
-    :param n_steps: Steps per environment and rollout; a rollout holds ``n_steps * n_envs`` transitions, usually 1024 or 2048
+    :param learning_rate: Learning rate of the critic's Adam; a float or a schedule of the remaining progress (1 to
+        0). Usually 3e-4 to 1e-3
+    :param n_steps: Steps per environment and rollout, which holds ``n_steps * n_envs`` transitions, usually 1024 or
+        2048
     :param batch_size: Minibatch size of the critic's updates
     :param gamma: Discount factor
     :param gae_lambda: Bias-variance trade-off of the generalized advantage estimator
-    :param target_kl: Radius of the trust region: largest mean KL divergence between successive policies, **summed** over action
-        dimensions (SB3-Contrib's TRPO averages over them: its 0.01 is 0.01 x action dimension here)
-    :param n_policy_updates: Natural steps per rollout, which share the trust region (each gets ``1/n**2`` of the radius)
+    :param target_kl: Radius of the trust region: largest mean KL divergence between successive policies, **summed**
+        over action dimensions (SB3-Contrib's TRPO averages over them: its 0.01 is 0.01 x action dimension here)
+    :param n_policy_updates: Natural steps per rollout, which share the trust region (each gets ``1/n**2`` of the
+        radius)
     :param cg_max_steps: Largest number of conjugate-gradient steps per solve, usually 5 to 25
     :param cg_damping: Damping of the metric, in its own (relative) units; usually 0.01 to 0.3
     :param adaptive_damping: Adapt the damping by the Levenberg-Marquardt rule from the reduction ratio
     :param line_search_shrinking_factor: Factor in (0, 1) between successive trials of the line search
     :param line_search_max_iter: Trials of the line search; 0 takes the closed-form step unseen
     :param n_critic_updates: Passes of the critic over each rollout
-    :param sub_sampling_factor: Estimate the metric on every k-th sample only (the gradient and the line search keep all);
-        4 costs a quarter and changes little from 2048 samples
+    :param sub_sampling_factor: Estimate the metric on every k-th sample only (gradient and line search keep all); 4
+        costs a quarter and changes little from 2048 samples
     :param normalize_advantage: Standardise the advantages over the rollout
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise
-    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE (-1: only at the start of a rollout)
+    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE (-1: only at the start of a
+        rollout)
     :param rollout_buffer_class: Rollout buffer class to use. If ``None``, it is selected automatically
     :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
     :param stats_window_size: Number of episodes to average the rollout logs over

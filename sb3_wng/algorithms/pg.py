@@ -21,20 +21,23 @@ class PG(NaturalPolicyGradient):
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy or a class)
     :param env: The environment to learn from (if registered in Gymnasium, can be str)
-    :param learning_rate: Learning rate of the actor's and the critic's Adam; a float or a schedule. Usually 1e-5 to 3e-4
-    :param n_steps: Steps per environment and rollout; a rollout holds ``n_steps * n_envs`` transitions, usually 1024 or 2048
+    :param learning_rate: Learning rate of the actor's and the critic's Adam; a float or a schedule. Usually 1e-5 to
+        3e-4
+    :param n_steps: Steps per environment and rollout, which holds ``n_steps * n_envs`` transitions, usually 1024 or
+        2048
     :param batch_size: Minibatch size of the critic's updates
     :param gamma: Discount factor
     :param gae_lambda: Bias-variance trade-off of the generalized advantage estimator
     :param n_policy_updates: Passes of the actor over each rollout
     :param policy_batch_size: Minibatch size of the actor's steps
-    :param target_kl: Stop the passes once the KL divergence (summed over action dimensions) exceeds 1.5 times this; ``None``:
-        never, as the paper's baseline
+    :param target_kl: Stop the passes once the KL divergence (summed over action dimensions) exceeds 1.5 times this;
+        ``None``: never, as the paper's baseline
     :param n_critic_updates: Passes of the critic over each rollout
     :param normalize_advantage: Standardise the advantages over the rollout
     :param max_grad_norm: Largest norm of the gradient of the actor
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise
-    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE (-1: only at the start of a rollout)
+    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE (-1: only at the start of a
+        rollout)
     :param rollout_buffer_class: Rollout buffer class to use. If ``None``, it is selected automatically
     :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
     :param stats_window_size: Number of episodes to average the rollout logs over

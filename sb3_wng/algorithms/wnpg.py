@@ -28,42 +28,47 @@ class WNPG(NaturalPolicyGradient):
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy or a class)
     :param env: The environment to learn from (if registered in Gymnasium, can be str)
-    :param learning_rate: Learning rate of the critic's Adam; a float or a schedule of the remaining progress (from 1 to 0).
-        Usually 3e-4 to 1e-3
-    :param n_steps: Steps per environment and rollout; a rollout holds ``n_steps * n_envs`` transitions, usually 1024 or 2048
+    :param learning_rate: Learning rate of the critic's Adam; a float or a schedule of the remaining progress (1 to
+        0). Usually 3e-4 to 1e-3
+    :param n_steps: Steps per environment and rollout, which holds ``n_steps * n_envs`` transitions, usually 1024 or
+        2048
     :param batch_size: Minibatch size of the critic's updates
     :param gamma: Discount factor
     :param gae_lambda: Bias-variance trade-off of the generalized advantage estimator
-    :param metric: ``"closed_form"``: the Wasserstein metric of the action law at each state (default). ``"kernel"``: the
-        papers' estimator from samples, of actions given the state. ``"fisher"``: the control, NPG
-    :param step_rule: ``"trust_region"`` (default): the longest step within the radius, by line search. ``"fixed_rate"``: ``step_size``
-        times the direction in absolute units; wants ``normalize_advantage=False`` and a ``target_kl`` as cap.
-        ``"optimizer"``: the direction goes through ``policy.optimizer`` in place of the gradient, as published
-    :param target_distance: Radius of the trust region: largest mean squared Wasserstein distance W2^2 between successive policies,
-        in units of the policy's spread (the total variance of its actions). 0.02 corresponds to a KL of 0.01 per action
-        dimension; usually 0.005 to 0.1
+    :param metric: ``"closed_form"``: the Wasserstein metric of the action law at each state (default). ``"kernel"``:
+        the papers' estimator from samples, of actions given the state. ``"fisher"``: the control, NPG
+    :param step_rule: ``"trust_region"`` (default): the longest step within the radius, by line search.
+        ``"fixed_rate"``: ``step_size`` times the direction in absolute units; wants ``normalize_advantage=False`` and
+        a ``target_kl`` as cap. ``"optimizer"``: the direction goes through ``policy.optimizer`` in place of the
+        gradient, as published
+    :param target_distance: Radius of the trust region: largest mean squared Wasserstein distance W2^2 of successive
+        policies, in units of the policy's spread (the total variance of its actions). 0.02 corresponds to a KL of
+        0.01 per action dimension; usually 0.005 to 0.1
     :param target_kl: Cap on the true KL divergence (summed over action dimensions) per rollout, on top of the radius;
         the radius itself with ``metric="fisher"``; the stopping threshold (at 1.5 times) of the optimiser rule
     :param step_size: Rate of ``step_rule="fixed_rate"``, a float or a schedule; usually 0.05 to 0.4
-    :param n_policy_updates: Natural steps per rollout, which share the trust region (each gets ``1/n**2`` of the radius)
-    :param policy_batch_size: Minibatch size of the policy's steps; ``None``: the whole rollout. Minibatches only make sense
-        with the other two step rules
+    :param n_policy_updates: Natural steps per rollout, which share the trust region (each gets ``1/n**2`` of the
+        radius)
+    :param policy_batch_size: Minibatch size of the policy's steps; ``None``: the whole rollout. Minibatches only make
+        sense with the other two step rules
     :param cg_max_steps: Largest number of conjugate-gradient steps per solve, usually 5 to 25
     :param cg_damping: Damping of the metric, in its own (relative) units; usually 0.01 to 0.3
     :param adaptive_damping: Adapt the damping by the Levenberg-Marquardt rule from the reduction ratio
     :param line_search_shrinking_factor: Factor in (0, 1) between successive trials of the line search
     :param line_search_max_iter: Trials of the line search; 0 takes the closed-form step unseen
     :param n_critic_updates: Passes of the critic over each rollout
-    :param std_weight: Weight of the spread in the metric. 1 is the Wasserstein metric; 4 slows the collapse of the spread and is
-        a departure that has no Wasserstein meaning
+    :param std_weight: Weight of the spread in the metric. 1 is the Wasserstein metric; 4 slows the collapse of the
+        spread and is a departure that has no Wasserstein meaning
     :param n_basis: Basis functions of the kernel metric, usually 50 or more
-    :param log_bandwidth: log10 of the kernel's bandwidth in units of the mean squared distance between samples; usually 0 to 1
-    :param sub_sampling_factor: Estimate the metric on every k-th sample only (the gradient and the line search keep all);
-        4 costs a quarter and changes little from 2048 samples
+    :param log_bandwidth: log10 of the kernel's bandwidth in units of the mean squared distance between samples;
+        usually 0 to 1
+    :param sub_sampling_factor: Estimate the metric on every k-th sample only (gradient and line search keep all); 4
+        costs a quarter and changes little from 2048 samples
     :param normalize_advantage: Standardise the advantages over the rollout
     :param max_grad_norm: Largest norm of a direction handed to the optimiser (``step_rule="optimizer"``)
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise
-    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE (-1: only at the start of a rollout)
+    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE (-1: only at the start of a
+        rollout)
     :param rollout_buffer_class: Rollout buffer class to use. If ``None``, it is selected automatically
     :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
     :param stats_window_size: Number of episodes to average the rollout logs over

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from stable_baselines3 import PPO
@@ -34,7 +35,12 @@ def make_models() -> dict[str, OnPolicyAlgorithm]:
     """Same rollout, critic and CG budget for all trust-region methods; PPO at its defaults."""
     from sb3_contrib import TRPO
 
-    settings = {"n_steps": N_STEPS, "batch_size": 128, "n_critic_updates": N_CRITIC_UPDATES, "cg_max_steps": 15}
+    settings: dict[str, Any] = {
+        "n_steps": N_STEPS,
+        "batch_size": 128,
+        "n_critic_updates": N_CRITIC_UPDATES,
+        "cg_max_steps": 15,
+    }
     makers: dict[str, Callable[[VecNormalize], OnPolicyAlgorithm]] = {
         "WNPG": lambda env: WNPG("MlpPolicy", env, **settings, seed=0, device="cpu"),
         "WNPG, metric on 1/4": lambda env: WNPG("MlpPolicy", env, **settings, sub_sampling_factor=4, seed=0, device="cpu"),

@@ -331,7 +331,7 @@ def test_eq_12_as_printed_holds_for_pathwise_jacobians_and_fails_for_score_funct
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_factor_reproduces_j_pinv_l_j(seed):
-    sample, parameters = gaussian_sample(2, n=60, seed=seed)
+    sample, _ = gaussian_sample(2, n=60, seed=seed)
     factor = wasserstein_factor(sample, 6, 0.0, torch.Generator().manual_seed(seed))
     generator = torch.Generator().manual_seed(seed)
     x = sample.embeddings.detach()
