@@ -1,4 +1,4 @@
-"""Every code block of the README runs."""
+"""Every code block of the README and every Python block of the documentation runs."""
 
 import os
 import re
@@ -13,6 +13,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 # the two set-up commands are installations: CI runs the test command itself, and the trained script runs below
 SETUP = re.compile(r"<!-- (\w+)-command -->\n```bash\n(.*?)```\n<!-- /\1-command -->", re.DOTALL)
 BLOCKS = re.findall(r"```(python|bash)\n(.*?)```", SETUP.sub("", README), re.DOTALL)
+PAGES = {
+    page.relative_to(ROOT).as_posix(): re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    for page in sorted(ROOT.glob("docs/**/*.md"))
+}
 
 
 def run(command, cwd):
@@ -38,6 +42,19 @@ def test_block_runs_from_an_empty_directory(language, block, tmp_path):
         run([sys.executable, "block.py"], tmp_path)
     else:
         run(["bash", "-e", "-c", block], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page, blocks in PAGES.items() if blocks])
+def test_the_python_blocks_of_a_page_run_in_order(page, tmp_path):
+    (tmp_path / "page.py").write_text("\n".join(PAGES[page]))
+    run([sys.executable, "page.py"], tmp_path)
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.relative_to(ROOT)} links to {link}, which does not exist"
 
 
 @pytest.mark.slow

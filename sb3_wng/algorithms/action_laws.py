@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch as th
 import torch.nn.functional as F
 from gymnasium import spaces
@@ -64,15 +66,13 @@ def actor_and_critic_parameters(
             f"policy: {type(policy).__name__} has no action distribution (get_distribution) or no value function "
             "(predict_values); policy gradients need an ActorCriticPolicy"
         )
-    space = copy.deepcopy(observation_space)
-    space.seed(0)  # any observation will do; the caller's space keeps its random state
-    observation, _ = policy.obs_to_tensor(space.sample())
+    observation, _ = policy.obs_to_tensor(_any_observation(observation_space))
     was_training = policy.training
     policy.set_training_mode(False)
     parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     law = action_law(policy.get_distribution(observation))
-    reaches_law = th.autograd.grad(law.coordinates.sum(), parameters, allow_unused=True)
-    reaches_value = th.autograd.grad(policy.predict_values(observation).sum(), parameters, allow_unused=True)
+    reaches_law = _gradients(law.coordinates, parameters)
+    reaches_value = _gradients(policy.predict_values(observation), parameters)
     policy.set_training_mode(was_training)
     actor = [q for q, grad in zip(parameters, reaches_law, strict=True) if grad is not None]
     rest = zip(parameters, reaches_law, reaches_value, strict=True)
@@ -80,3 +80,21 @@ def actor_and_critic_parameters(
     if not actor:
         raise ValueError(f"policy: the action law of {type(policy).__name__} depends on no trainable parameter")
     return actor, critic
+
+
+def _gradients(output: th.Tensor, parameters: list[nn.Parameter]) -> Sequence[th.Tensor | None]:
+    """``None`` for every parameter that the output does not depend on."""
+    if not output.requires_grad:
+        return [None] * len(parameters)
+    return th.autograd.grad(output.sum(), parameters, allow_unused=True)
+
+
+def _any_observation(space: spaces.Space) -> Any:
+    """One observation; small numbers where a box has no bounds, or bounds too wide for a network or a generator."""
+    if isinstance(space, spaces.Dict):
+        return {key: _any_observation(part) for key, part in space.spaces.items()}
+    if isinstance(space, spaces.Box):
+        return np.clip(np.zeros(space.shape, space.dtype), space.low, space.high)
+    space = copy.deepcopy(space)
+    space.seed(0)  # the caller's space keeps its random state
+    return space.sample()

@@ -3,9 +3,53 @@
 from __future__ import annotations
 
 import math
+import numbers
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+if TYPE_CHECKING:
+    from sb3_wng.algorithms.policy_gradient import NaturalPolicyGradient
+
+METRICS = ("closed_form", "kernel", "fisher", "euclidean")
+STEP_RULES = ("trust_region", "fixed_rate", "optimizer")
+OPTIONAL = ("target_kl", "policy_batch_size")  # may be None
+
+
+def check_policy_gradient_arguments(model: NaturalPolicyGradient) -> None:
+    """:raises ValueError: (AssertionError for the rollout's size, as SB3) naming the argument and what it may be"""
+    if not issubclass(model.policy_class, ActorCriticPolicy):
+        raise ValueError(
+            f"policy: {model.policy_class.__name__} is no ActorCriticPolicy: it has no law of actions or no values"
+        )
+    check_choice("metric", model.metric, METRICS)
+    check_choice("step_rule", model.step_rule, STEP_RULES)
+    check_integers(model, n_steps=1, batch_size=1, n_policy_updates=1, policy_batch_size=1, cg_max_steps=1)
+    check_integers(model, line_search_max_iter=0, n_critic_updates=0, n_basis=1, sub_sampling_factor=1)
+    check_positive(model, "target_distance", "target_kl", "step_size", "std_weight", "max_grad_norm")
+    if not (is_finite_number(model.cg_damping) and model.cg_damping >= 0):
+        raise ValueError(f"cg_damping must be a finite number >= 0, got {model.cg_damping}")
+    if model.cg_damping == 0 and (model.metric == "kernel" or model.adaptive_damping):
+        raise ValueError("cg_damping must be > 0 for metric='kernel' and for adaptive_damping")
+    if not 0 < model.line_search_shrinking_factor < 1:
+        raise ValueError(f"line_search_shrinking_factor must be in (0, 1), got {model.line_search_shrinking_factor}")
+    if model.step_rule == "trust_region":
+        if model.metric == "fisher" and model.target_kl is None:
+            raise ValueError("metric='fisher' measures its trust region by target_kl, a number > 0 (e.g. 0.01 x action dim)")
+        if model.policy_batch_size is not None:
+            raise ValueError("policy_batch_size must be None with step_rule='trust_region': its region is the whole rollout's")
+    if model.env is not None:
+        check_batch_size(model.n_steps, model.env.num_envs, model.batch_size, model.normalize_advantage)
+        if model.metric == "kernel":
+            check_smallest_minibatch(model.n_steps * model.env.num_envs, model.policy_batch_size)
+
+
+def is_finite_number(value: Any) -> bool:
+    """Whether ``value`` is a real number and neither NaN nor infinite."""
+    return isinstance(value, numbers.Real) and math.isfinite(value)
 
 
 def check_choice(name: str, value: Any, accepted: Sequence[str]) -> None:
@@ -15,19 +59,34 @@ def check_choice(name: str, value: Any, accepted: Sequence[str]) -> None:
 
 
 def check_integers(model: object, **minima: int) -> None:
-    """:raises ValueError: for an attribute that is not an integer of at least its minimum (``None`` passes)"""
+    """:raises ValueError: for an attribute that is not an integer of at least its minimum (``None`` is, where it has a use)"""
     for name, minimum in minima.items():
         value = getattr(model, name)
-        if value is not None and (value != int(value) or value < minimum):
-            raise ValueError(f"{name} must be an integer >= {minimum}, got {value}")
+        if value is None and name in OPTIONAL:
+            continue
+        if not (isinstance(value, (int, np.integer)) and value >= minimum):
+            raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
 
 
 def check_positive(model: object, *names: str) -> None:
-    """:raises ValueError: for an attribute that is not a finite number > 0 (``None`` and schedules pass)"""
+    """:raises ValueError: for an attribute that is not a finite number > 0 (``None`` or a schedule are, where they have a use)"""
     for name in names:
         value = getattr(model, name)
-        if value is not None and not callable(value) and not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be a finite number > 0, got {value}")
+        if (value is None and name in OPTIONAL) or (callable(value) and name == "step_size"):
+            continue
+        if not (is_finite_number(value) and value > 0):
+            raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
+
+
+def check_smallest_minibatch(n_samples: int, policy_batch_size: int | None) -> None:
+    """:raises ValueError: for a kernel metric that would have to tell a law from a single sample"""
+    size = min(policy_batch_size or n_samples, n_samples)
+    smallest = n_samples % size or size
+    if smallest < 2:
+        raise ValueError(
+            f"policy_batch_size={policy_batch_size} leaves a minibatch of {smallest} of the rollout's {n_samples} samples; "
+            "metric='kernel' needs at least 2"
+        )
 
 
 def check_batch_size(n_steps: int, n_envs: int, batch_size: int, normalize_advantage: bool) -> None:

@@ -24,7 +24,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from sb3_wng.algorithms.action_laws import action_law, actor_and_critic_parameters
-from sb3_wng.algorithms.arguments import check_batch_size, check_choice, check_integers, check_positive
+from sb3_wng.algorithms.arguments import check_policy_gradient_arguments
 from sb3_wng.algorithms.rollouts import (
     check_finite_observation,
     check_finite_rollout,
@@ -58,9 +58,6 @@ from sb3_wng.optim import (
 )
 
 SelfNaturalPolicyGradient = TypeVar("SelfNaturalPolicyGradient", bound="NaturalPolicyGradient")
-
-METRICS = ("closed_form", "kernel", "fisher", "euclidean")
-STEP_RULES = ("trust_region", "fixed_rate", "optimizer")
 
 
 class NaturalPolicyGradient(OnPolicyAlgorithm):
@@ -159,26 +156,9 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
         self.log_bandwidth = log_bandwidth
         self.sub_sampling_factor = sub_sampling_factor
         self.normalize_advantage = normalize_advantage
-        self._check_arguments()
+        check_policy_gradient_arguments(self)
         if _init_setup_model:
             self._setup_model()
-
-    def _check_arguments(self) -> None:
-        check_choice("metric", self.metric, METRICS)
-        check_choice("step_rule", self.step_rule, STEP_RULES)
-        check_integers(self, n_steps=1, batch_size=1, n_policy_updates=1, policy_batch_size=1, cg_max_steps=1)
-        check_integers(self, line_search_max_iter=0, n_critic_updates=0, n_basis=1, sub_sampling_factor=1)
-        check_positive(self, "target_distance", "target_kl", "step_size", "std_weight", "max_grad_norm")
-        if not (math.isfinite(self.cg_damping) and self.cg_damping >= 0):
-            raise ValueError(f"cg_damping must be a finite number >= 0, got {self.cg_damping}")
-        if self.cg_damping == 0 and (self.metric == "kernel" or self.adaptive_damping):
-            raise ValueError("cg_damping must be > 0 for metric='kernel' and for adaptive_damping")
-        if not 0 < self.line_search_shrinking_factor < 1:
-            raise ValueError(f"line_search_shrinking_factor must be in (0, 1), got {self.line_search_shrinking_factor}")
-        if self.metric == "fisher" and self.step_rule == "trust_region" and self.target_kl is None:
-            raise ValueError("metric='fisher' measures its trust region by target_kl, a number > 0 (e.g. 0.01 x action dim)")
-        if self.env is not None:
-            check_batch_size(self.n_steps, self.env.num_envs, self.batch_size, self.normalize_advantage)
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -357,6 +337,7 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
             check_finite_observation(self._last_obs, error)
             raise
         if completed:
+            check_finite_observation(self._last_obs)  # not in the buffer, but its value is in the returns
             check_finite_rollout(rollout_buffer)
         return completed
 

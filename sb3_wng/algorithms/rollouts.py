@@ -44,7 +44,7 @@ def check_finite_rollout(buffer: RolloutBuffer) -> None:
             )
 
 
-def check_finite_observation(observation: np.ndarray | dict[str, np.ndarray] | None, cause: Exception) -> None:
+def check_finite_observation(observation: np.ndarray | dict[str, np.ndarray] | None, cause: Exception | None = None) -> None:
     """:raises ValueError: if the observation that a policy failed on is not finite"""
     values = observation.values() if isinstance(observation, dict) else [observation]
     if any(value is not None and not np.isfinite(value).all() for value in values):

@@ -21,7 +21,7 @@ class WNPG(NaturalPolicyGradient):
     how well the laws can be told apart (KL, as in TRPO). The two differ where action dimensions have different spreads,
     and as the spread vanishes.
 
-    Paper: https://openreview.net/forum?id=OHgnfSrn2jv (Moskovitz, Arbel, Huszar & Gretton, ICLR 2021), Alg. 1.
+    Paper: https://arxiv.org/abs/2010.05380 (Moskovitz, Arbel, Huszar & Gretton, ICLR 2021), Alg. 1.
     By default it departs from the published configuration: the metric has a closed form instead of
     five kernel basis functions, only the actor is preconditioned, and one line-searched step per rollout on the full
     batch replaces Adam on minibatches.
@@ -44,8 +44,10 @@ class WNPG(NaturalPolicyGradient):
     :param target_distance: Radius of the trust region: largest mean squared Wasserstein distance W2^2 of successive
         policies, in units of the policy's spread (the total variance of its actions). 0.02 corresponds to a KL of
         0.01 per action dimension; usually 0.005 to 0.1
-    :param target_kl: Cap on the true KL divergence (summed over action dimensions) per rollout, on top of the radius;
-        the radius itself with ``metric="fisher"``; the stopping threshold (at 1.5 times) of the optimiser rule
+    :param target_kl: Cap on the KL divergence per rollout, **summed** over action dimensions (SB3-Contrib's TRPO
+        averages over them), on top of the radius: a step that is short in W2 may still change everything for a
+        dimension whose spread is small. 0.01 x action dimension matches the default radius; ``None`` removes the cap.
+        It is the radius itself with ``metric="fisher"``; the optimiser rule ends its passes at 1.5 times it
     :param step_size: Rate of ``step_rule="fixed_rate"``, a float or a schedule; usually 0.05 to 0.4
     :param n_policy_updates: Natural steps per rollout, which share the trust region (each gets ``1/n**2`` of the
         radius)

@@ -62,7 +62,7 @@ class ScoreFunction:
 
 
 def vector_jacobian_products(
-    outputs: Tensor, parameters: Sequence[Tensor], cotangents: Tensor, chunk_elements: int = 2000
+    outputs: Tensor, parameters: Sequence[Tensor], cotangents: Tensor, chunk_elements: int = 1000
 ) -> Tensor:
     """``M`` vector-Jacobian products by batched backward passes.
 

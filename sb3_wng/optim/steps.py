@@ -122,7 +122,9 @@ class FixedRate:
     max_iter: int = 20
 
     def __post_init__(self) -> None:
-        _check_positive(rate=self.rate, max_divergence=self.max_divergence)
+        if not self.rate >= 0:  # schedules end at 0
+            raise ValueError(f"rate must be >= 0, got {self.rate}")
+        _check_positive(max_divergence=self.max_divergence)
         _check_backtracking(self.shrinking_factor, self.max_iter)
 
     def __call__(

@@ -72,6 +72,18 @@ def test_an_undamped_metric_is_accepted_where_products_are_enough(small):
     assert small(WNPG, cg_damping=0).learn(32)._n_updates == 1
 
 
+def test_minibatches_are_refused_in_a_trust_region_which_must_hold_on_the_whole_rollout(small):
+    with pytest.raises(ValueError, match="policy_batch_size must be None"):
+        small(WNPG, policy_batch_size=16)
+
+
+@pytest.mark.parametrize("policy_batch_size", [1, 31])
+def test_minibatches_of_one_sample_are_refused_where_a_metric_is_estimated_from_them(small, policy_batch_size):
+    settings = {"metric": "kernel", "step_rule": "optimizer", "n_steps": 32}
+    with pytest.raises(ValueError, match="policy_batch_size"):
+        small(WNPG, policy_batch_size=policy_batch_size, **settings)
+
+
 @pytest.mark.parametrize("cls", [WNPG, NPG])
 def test_a_fisher_trust_region_needs_target_kl(small, cls):
     metric = {"metric": "fisher"} if cls is WNPG else {}

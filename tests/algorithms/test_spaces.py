@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.wrappers import TransformObservation
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
     CategoricalDistribution,
@@ -80,6 +81,13 @@ def test_every_action_space_trains(build, chase, action_space):
 @parametrize("observation_space", OBSERVATION_SPACES)
 def test_every_observation_space_trains(build, chase, observation_space):
     check_that_it_trains(build(chase(observation_space=observation_space)))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_boxes_as_wide_as_numbers_go_train(build, chase, dtype):
+    env, bound = chase(observation_space=spaces.Box(-1, 1, (10,), dtype=dtype)), np.finfo(dtype).max
+    env = TransformObservation(env, lambda observation: observation, spaces.Box(-bound, bound, (10,), dtype=dtype))
+    check_that_it_trains(build(env, policy_kwargs={"activation_fn": torch.nn.ReLU}))
 
 
 @parametrize("env", IDENTITIES)

@@ -345,6 +345,20 @@ def test_the_same_seed_gives_the_same_parameters(build, weights):
     assert not torch.allclose(train(4), first)
 
 
+def test_the_kernel_metric_draws_from_its_own_generator(small, chase, fill, weights):
+    """Nothing that others draw, such as the critic's minibatches, changes the step."""
+    steps = []
+    for seed in (1, 2):
+        model = fill(small(WNPG, chase(), metric="kernel", n_basis=10, n_critic_updates=0))
+        before = weights(model)
+        set_random_seed(0)  # the order in which the buffer is read
+        torch.manual_seed(seed)
+        model.train()
+        steps.append(weights(model) - before)
+    assert steps[0].any()
+    torch.testing.assert_close(steps[0], steps[1], rtol=0, atol=0)
+
+
 class Stop(BaseCallback):
     def _on_step(self):
         return False
