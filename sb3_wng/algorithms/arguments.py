@@ -69,7 +69,7 @@ def check_integers(model: object, **minima: int) -> None:
 
 
 def check_positive(model: object, *names: str) -> None:
-    """:raises ValueError: for an attribute that is not a finite number > 0 (``None`` or a schedule are, where they have a use)"""
+    """:raises ValueError: for an attribute that is not a finite number > 0 (``None`` and schedules are, where of use)"""
     for name in names:
         value = getattr(model, name)
         if (value is None and name in OPTIONAL) or (callable(value) and name == "step_size"):

@@ -45,15 +45,16 @@ a run leaves or does not. This is a check that everything trains, not a claim.
 
 def update_table(cost: pd.DataFrame) -> str:
     wide = cost[cost.experiment == "update"].pivot(index="subject", columns="quantity", values="value")
+    wide = wide.loc[cost[cost.experiment == "update"].subject.drop_duplicates()]
     trpo, ppo = wide.loc["TRPO"], wide.loc["PPO"]
     columns = {
         "policy part, ms": wide["policy ms"].map("{:.0f}".format),
-        "/ TRPO": (wide["policy ms"] / trpo["policy ms"]).map("{:.2f}".format),
+        "policy / TRPO": (wide["policy ms"] / trpo["policy ms"]).map("{:.2f}".format),
         "whole update, ms": wide["update ms"].map("{:.0f}".format),
-        "/ TRPO ": (wide["update ms"] / trpo["update ms"]).map("{:.2f}".format),
-        "/ PPO": (wide["update ms"] / ppo["update ms"]).map("{:.2f}".format),
+        "update / TRPO": (wide["update ms"] / trpo["update ms"]).map("{:.2f}".format),
+        "update / PPO": (wide["update ms"] / ppo["update ms"]).map("{:.2f}".format),
         "env steps/s": wide["env steps per s"].map("{:.0f}".format),
-        "/ TRPO  ": (wide["env steps per s"] / trpo["env steps per s"]).map("{:.2f}".format),
+        "steps/s / TRPO": (wide["env steps per s"] / trpo["env steps per s"]).map("{:.2f}".format),
     }
     return markdown(pd.DataFrame(columns, index=wide.index).replace("nan", ""))
 
@@ -84,15 +85,16 @@ def learning_table(runs: pd.DataFrame) -> str:
 
 def learning_figure(runs: pd.DataFrame, path: Path) -> None:
     environments = list(runs.environment.drop_duplicates())
-    figure, panels = plt.subplots(1, len(environments), figsize=(6 * len(environments), 4.2), layout="constrained")
-    for environment, axes in zip(environments, panels, strict=True):
+    size = (6 * len(environments), 4.2)
+    figure, panels = plt.subplots(1, len(environments), figsize=size, layout="constrained", squeeze=False)
+    for environment, axes in zip(environments, panels[0], strict=True):
         for algorithm, rows in runs[runs.environment == environment].groupby("algorithm", sort=False):
             curve = rows.groupby("timesteps")["return"].agg(["mean", "min", "max"])
             (line,) = axes.plot(curve.index, curve["mean"], label=algorithm)
             axes.fill_between(curve.index, curve["min"], curve["max"], color=line.get_color(), alpha=0.12, linewidth=0)
         axes.set(title=environment, xlabel="environment steps", ylabel="return of training episodes")
         axes.grid(alpha=0.3)
-    panels[0].legend()
+    panels[0, 0].legend()
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
 
@@ -120,7 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("docs/benchmarks"))
     folder = parser.parse_args().folder
-    (folder / "README.md").write_text(page(folder))
+    (folder / "README.md").write_text(page(folder), encoding="utf-8")
     learning_figure(pd.read_csv(folder / "first_learning.csv"), folder / "first_learning.png")
 
 
