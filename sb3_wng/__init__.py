@@ -3,7 +3,8 @@
 from importlib import resources
 
 from sb3_wng.algorithms import NPG, PG, WNPG
+from sb3_wng.behavior import BehaviorCallback
 
 __version__ = resources.files(__name__).joinpath("version.txt").read_text().strip()
 
-__all__ = ["NPG", "PG", "WNPG", "__version__"]
+__all__ = ["NPG", "PG", "WNPG", "BehaviorCallback", "__version__"]

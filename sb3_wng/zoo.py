@@ -114,13 +114,19 @@ def register() -> None:
         HYPERPARAMS_CONVERTER[algo] = convert_policy_gradient_params
 
 
-def hyperparams_file(algo: str) -> Path:
-    """Where the hyperparameters of one of our algorithms are: in the installed package, or beside a plain checkout."""
+def hyperparams_file(algo: str, is_published: bool = False) -> Path:
+    """Where the hyperparameters of one of our algorithms are: in the installed package, or beside a plain checkout.
+
+    :param is_published: the settings of the paper instead of the tuned ones
+    """
     try:
         folder = Path(str(importlib.resources.files("sb3_wng.zoo_hyperparams")))
     except ModuleNotFoundError:
         folder = Path(__file__).resolve().parents[1] / "zoo_hyperparams"
-    return folder / f"{algo}.yml"
+    path = folder / "published" / f"{algo}.yml" if is_published else folder / f"{algo}.yml"
+    if not path.exists():
+        _fail(f"there is no {path.relative_to(folder)} among the shipped hyperparameters")
+    return path
 
 
 def _fail(message: str) -> NoReturn:
@@ -214,8 +220,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             options = _parse(arguments)
             _check_algorithm(options.algo)
             _check_environment(options.env, options.gym_packages)
-            if script == "train" and options.conf_file is None and options.algo in ALGORITHMS:
-                arguments += ["--conf-file", str(hyperparams_file(options.algo))]
+            if script == "train" and options.conf_file in (None, "published") and options.algo in ALGORITHMS:
+                arguments += ["--conf-file", str(hyperparams_file(options.algo, options.conf_file == "published"))]
         _run(script, arguments)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]

@@ -76,6 +76,24 @@ def test_every_hyperparameter_is_known_to_the_zoo_or_to_the_constructor(algo):
         assert {"policy", "n_timesteps"} <= set(hyperparams), env_id
 
 
+PUBLISHED = sorted(path.stem for path in (zoo.hyperparams_file("wnpg").parent / "published").glob("*.yml"))
+
+
+@pytest.mark.parametrize("algo", PUBLISHED)
+def test_published_settings_cover_the_papers_robots_and_are_known_to_the_constructor(algo):
+    known = ZOO_KEYS | set(inspect.signature(zoo.ALGORITHMS[algo]).parameters)
+    settings = yaml.safe_load(zoo.hyperparams_file(algo, is_published=True).read_text())
+    assert set(settings) == {task for task in TASKS if "Bullet" in task and "InvertedPendulum" not in task}
+    for env_id, hyperparams in settings.items():
+        assert set(hyperparams) <= known, env_id
+
+
+def test_published_settings_train_by_their_name(tmp_path):
+    arguments = "train --algo wnpg --env HopperBulletEnv-v0 -n 128 --eval-freq -1 --conf-file published"
+    output = launch(*arguments.split(), "-params", "n_steps:128", "n_policy_updates:1", cwd=tmp_path)
+    assert "published/wnpg.yml" in output
+
+
 @ALGORITHMS
 def test_every_task_has_an_entry_and_every_entry_is_a_task(algo):
     zoo.register()

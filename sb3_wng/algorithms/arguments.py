@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from stable_baselines3.common.policies import ActorCriticPolicy
 
+from sb3_wng.algorithms.behavior_samples import STATE_EMBEDDINGS
+from sb3_wng.behavior import make_embedding
+
 if TYPE_CHECKING:
     from sb3_wng.algorithms.policy_gradient import NaturalPolicyGradient
 
-METRICS = ("closed_form", "kernel", "fisher", "euclidean")
+METRICS = ("closed_form", "kernel", "combined", "fisher", "euclidean")
 STEP_RULES = ("trust_region", "fixed_rate", "optimizer")
 OPTIONAL = ("target_kl", "policy_batch_size")  # may be None
 
@@ -28,12 +31,14 @@ def check_policy_gradient_arguments(model: NaturalPolicyGradient) -> None:
     check_choice("metric", model.metric, METRICS)
     check_choice("step_rule", model.step_rule, STEP_RULES)
     check_integers(model, n_steps=1, batch_size=1, n_policy_updates=1, policy_batch_size=1, cg_max_steps=1)
-    check_integers(model, line_search_max_iter=0, n_critic_updates=0, n_basis=1, sub_sampling_factor=1)
+    check_integers(model, line_search_max_iter=0, n_critic_updates=0, n_basis=1, embedding_horizon=1, sub_sampling_factor=1)
     check_positive(model, "target_distance", "target_kl", "step_size", "std_weight", "max_grad_norm")
     if not (is_finite_number(model.cg_damping) and model.cg_damping >= 0):
         raise ValueError(f"cg_damping must be a finite number >= 0, got {model.cg_damping}")
     if model.cg_damping == 0 and (model.metric == "kernel" or model.adaptive_damping):
         raise ValueError("cg_damping must be > 0 for metric='kernel' and for adaptive_damping")
+    if model.uses_kernel:
+        check_embedding(model)
     if not 0 < model.line_search_shrinking_factor < 1:
         raise ValueError(f"line_search_shrinking_factor must be in (0, 1), got {model.line_search_shrinking_factor}")
     if model.step_rule == "trust_region":
@@ -43,8 +48,20 @@ def check_policy_gradient_arguments(model: NaturalPolicyGradient) -> None:
             raise ValueError("policy_batch_size must be None with step_rule='trust_region': its region is the whole rollout's")
     if model.env is not None:
         check_batch_size(model.n_steps, model.env.num_envs, model.batch_size, model.normalize_advantage)
-        if model.metric == "kernel":
+        if model.uses_kernel:
             check_smallest_minibatch(model.n_steps * model.env.num_envs, model.policy_batch_size)
+
+
+def check_embedding(model: NaturalPolicyGradient) -> None:
+    """:raises ValueError: for an unknown embedding, or one of trajectories where only minibatches of states are seen"""
+    if isinstance(model.embedding, str) and model.embedding in STATE_EMBEDDINGS:
+        return
+    try:
+        make_embedding(model.embedding)
+    except ValueError as error:
+        raise ValueError(f"{error}; embeddings of single states: {', '.join(map(repr, STATE_EMBEDDINGS))}") from None
+    if model.policy_batch_size is not None:
+        raise ValueError("policy_batch_size must be None with an embedding of trajectories, which are cut from the rollout")
 
 
 def is_finite_number(value: Any) -> bool:

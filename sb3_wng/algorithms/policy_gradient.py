@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -25,6 +27,7 @@ from torch import nn
 
 from sb3_wng.algorithms.action_laws import action_law, actor_and_critic_parameters
 from sb3_wng.algorithms.arguments import check_policy_gradient_arguments
+from sb3_wng.algorithms.behavior_samples import BehaviorSampler
 from sb3_wng.algorithms.rollouts import (
     check_finite_observation,
     check_finite_rollout,
@@ -33,16 +36,15 @@ from sb3_wng.algorithms.rollouts import (
     select,
 )
 from sb3_wng.algorithms.surrogate import Measurement, PolicyBatch, PolicyGradient, measure, policy_gradient
+from sb3_wng.behavior import BehaviorEmbedding, Trajectory, make_embedding, spread
 from sb3_wng.geometry import (
     ActionLaw,
     BehaviorSample,
-    CategoricalLaw,
     EuclideanMetric,
-    GaussianLaw,
+    FactoredMetric,
     GaussNewtonMetric,
     Metric,
-    Pathwise,
-    ScoreFunction,
+    SumMetric,
 )
 from sb3_wng.optim import (
     Damping,
@@ -92,13 +94,16 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
         policy_batch_size: int | None = None,
         cg_max_steps: int = 15,
         cg_damping: float = 0.1,
-        adaptive_damping: bool = False,
+        adaptive_damping: bool | int = False,
+        diagonal_damping: bool = False,
         line_search_shrinking_factor: float = 0.8,
         line_search_max_iter: int = 10,
         n_critic_updates: int = 20,
         std_weight: float = 1.0,
         n_basis: int = 50,
         log_bandwidth: float = 1.0,
+        embedding: str | BehaviorEmbedding | Callable[[Trajectory], Any] = "actions",
+        embedding_horizon: int = 32,
         sub_sampling_factor: int = 1,
         normalize_advantage: bool = True,
         max_grad_norm: float = 0.5,
@@ -148,14 +153,18 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
         self.cg_max_steps = cg_max_steps
         self.cg_damping = cg_damping
         self.adaptive_damping = adaptive_damping
+        self.diagonal_damping = diagonal_damping
         self.line_search_shrinking_factor = line_search_shrinking_factor
         self.line_search_max_iter = line_search_max_iter
         self.n_critic_updates = n_critic_updates
         self.std_weight = std_weight
         self.n_basis = n_basis
         self.log_bandwidth = log_bandwidth
+        self.embedding = embedding
+        self.embedding_horizon = embedding_horizon
         self.sub_sampling_factor = sub_sampling_factor
         self.normalize_advantage = normalize_advantage
+        self._has_warned_of_few_samples = False
         check_policy_gradient_arguments(self)
         if _init_setup_model:
             self._setup_model()
@@ -164,10 +173,17 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
         super()._setup_model()
         self.actor_parameters, self.critic_parameters = actor_and_critic_parameters(self.policy, self.observation_space)
         self.step_size_schedule = FloatSchedule(self.step_size)
-        damping = (LevenbergMarquardtDamping if self.adaptive_damping else Damping)(self.cg_damping)
+        damping: Damping = Damping(self.cg_damping)
+        if self.adaptive_damping:
+            damping = LevenbergMarquardtDamping(self.cg_damping, interval=int(self.adaptive_damping))
         self.natural_gradient = NaturalGradient(self._make_step_rule(), damping)
-        if self.metric == "kernel":
-            self.kernel_metric = KernelWassersteinMetric(self.n_basis, self.log_bandwidth, seed=self.seed)
+        if self.uses_kernel:
+            self.kernel_metric = KernelWassersteinMetric(self.n_basis, self.log_bandwidth, self.diagonal_damping, self.seed)
+
+    @property
+    def uses_kernel(self) -> bool:
+        """Whether the metric is estimated from samples of behaviour."""
+        return self.metric in ("kernel", "combined")
 
     def _make_step_rule(self, unit: float = 1.0) -> StepRule:
         cap = math.inf if self.target_kl is None else self.target_kl
@@ -266,9 +282,11 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
         length_metric = self._closed_form_metric(batch, estimate.law, unit) if self.step_rule == "trust_region" else None
         if self.metric == "euclidean":
             return EuclideanMetric(), length_metric
-        metric = self.kernel_metric(self._behavior_sample(batch, estimate), scale=1 / unit)
-        self.logger.record("train/effective_rank", metric.effective_rank())
-        return metric, length_metric
+        kernel_metric = self._kernel_metric(batch, estimate, unit)
+        if self.metric == "kernel":
+            return kernel_metric, length_metric
+        closed_form = length_metric or self._closed_form_metric(batch, estimate.law, unit)
+        return SumMetric([closed_form, kernel_metric], self.cg_max_steps), closed_form
 
     def _closed_form_metric(self, batch: PolicyBatch, law: ActionLaw, unit: float) -> GaussNewtonMetric:
         if self.sub_sampling_factor > 1:  # the metric needs fewer samples than the gradient; the rollout is shuffled
@@ -278,19 +296,32 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
             law.coordinates, self.actor_parameters, lambda tangent: product(tangent) / unit, self.cg_max_steps
         )
 
-    def _behavior_sample(self, batch: PolicyBatch, estimate: PolicyGradient) -> BehaviorSample:
-        """Actions as behaviour, given the state: resampled along the path for Gaussians, scored for discrete ones."""
-        with th.no_grad():
-            context = BasePolicy.extract_features(self.policy, batch.observations, self.policy.pi_features_extractor)
-        law = estimate.law
-        if isinstance(law, GaussianLaw):
-            noise = th.randn(law.mean.shape, generator=self.kernel_metric.generator).to(law.mean)
-            embeddings = law.mean + law.std * noise
-            return BehaviorSample(embeddings, Pathwise(embeddings, self.actor_parameters), context)
-        assert isinstance(law, CategoricalLaw)
-        actions = batch.actions.long().reshape(len(context), -1)
-        one_hot = th.cat([F.one_hot(a, k) for a, k in zip(actions.T, law.sizes, strict=True)], dim=1).float()
-        return BehaviorSample(one_hot, ScoreFunction(estimate.log_prob, self.actor_parameters), context)
+    def _kernel_metric(self, batch: PolicyBatch, estimate: PolicyGradient, unit: float) -> FactoredMetric:
+        sample = self.behavior_sample(batch, estimate)
+        if self.embedding != "actions" and self.step_rule == "trust_region":  # not comparable with the actions' spread
+            unit = max(spread(sample.embeddings.detach()), 1e-12)
+        n_samples = len(sample.embeddings)
+        if n_samples < 2 * self.n_basis and not self._has_warned_of_few_samples:
+            self._has_warned_of_few_samples = True
+            warnings.warn(
+                f"The kernel metric has {n_samples} samples of behaviour for n_basis={self.n_basis} functions; it wants twice "
+                "as many: collect more, lower n_basis or (for trajectories) embedding_horizon",
+                stacklevel=2,
+            )
+        metric = self.kernel_metric(sample, scale=1 / unit)
+        self.logger.record("train/effective_rank", metric.effective_rank())
+        return metric
+
+    def behavior_sample(self, batch: PolicyBatch, estimate: PolicyGradient) -> BehaviorSample:
+        """The rollout's behaviour in the space of ``embedding``, with its gradient."""
+        sampler = BehaviorSampler(
+            self.policy, self.actor_parameters, self.observation_space, self.action_space, self.kernel_metric.generator
+        )
+        if self.embedding == "actions":
+            return sampler.actions(batch, estimate)
+        if self.embedding == "actions_and_values":
+            return sampler.actions_and_values(batch, estimate)
+        return sampler.trajectories(self.rollout_buffer, make_embedding(self.embedding), self.embedding_horizon)
 
     def _update_critic(self, rollout: RolloutBufferSamples) -> None:
         if not self.critic_parameters:
@@ -355,7 +386,7 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
         return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        modules = ["natural_gradient"] + (["kernel_metric"] if self.metric == "kernel" else [])
+        modules = ["natural_gradient"] + (["kernel_metric"] if self.uses_kernel else [])
         return ["policy", "policy.optimizer", *modules], []
 
     def _excluded_save_params(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch as th
@@ -10,6 +11,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_wng.algorithms.policy_gradient import NaturalPolicyGradient
+from sb3_wng.behavior import BehaviorEmbedding, Trajectory
 
 
 class WNPG(NaturalPolicyGradient):
@@ -36,7 +38,8 @@ class WNPG(NaturalPolicyGradient):
     :param gamma: Discount factor
     :param gae_lambda: Bias-variance trade-off of the generalized advantage estimator
     :param metric: ``"closed_form"``: the Wasserstein metric of the action law at each state (default). ``"kernel"``:
-        the papers' estimator from samples, of actions given the state. ``"fisher"``: the control, NPG
+        the papers' estimator from samples of behaviour, see ``embedding``. ``"combined"``: the sum of the two.
+        ``"fisher"``: the control, NPG
     :param step_rule: ``"trust_region"`` (default): the longest step within the radius, by line search.
         ``"fixed_rate"``: ``step_size`` times the direction in absolute units; wants ``normalize_advantage=False`` and
         a ``target_kl`` as cap. ``"optimizer"``: the direction goes through ``policy.optimizer`` in place of the
@@ -55,7 +58,9 @@ class WNPG(NaturalPolicyGradient):
         sense with the other two step rules
     :param cg_max_steps: Largest number of conjugate-gradient steps per solve, usually 5 to 25
     :param cg_damping: Damping of the metric, in its own (relative) units; usually 0.01 to 0.3
-    :param adaptive_damping: Adapt the damping by the Levenberg-Marquardt rule from the reduction ratio
+    :param adaptive_damping: Adapt the damping by the Levenberg-Marquardt rule from the reduction ratio, after every step
+        (``True``) or every so many steps (an integer)
+    :param diagonal_damping: Damp each parameter of a kernel metric in proportion to its influence on the behaviour
     :param line_search_shrinking_factor: Factor in (0, 1) between successive trials of the line search
     :param line_search_max_iter: Trials of the line search; 0 takes the closed-form step unseen
     :param n_critic_updates: Passes of the critic over each rollout
@@ -64,6 +69,10 @@ class WNPG(NaturalPolicyGradient):
     :param n_basis: Basis functions of the kernel metric, usually 50 or more
     :param log_bandwidth: log10 of the kernel's bandwidth in units of the mean squared distance between samples;
         usually 0 to 1
+    :param embedding: What the kernel metric calls behaviour. ``"actions"``: the action, given the state;
+        ``"action_sequence"``, ``"final_state"``, ``"reward_to_go"``, ``"state_visitation"``, or a function of one
+        :class:`~sb3_wng.behavior.Trajectory`: windows of the rollout; ``"actions_and_values"``: the released code's
+    :param embedding_horizon: Steps per window of a trajectory; a rollout should hold twice ``n_basis`` windows
     :param sub_sampling_factor: Estimate the metric on every k-th sample only (gradient and line search keep all); 4
         costs a quarter and changes little from 2048 samples
     :param normalize_advantage: Standardise the advantages over the rollout
@@ -100,13 +109,16 @@ class WNPG(NaturalPolicyGradient):
         policy_batch_size: int | None = None,
         cg_max_steps: int = 15,
         cg_damping: float = 0.1,
-        adaptive_damping: bool = False,
+        adaptive_damping: bool | int = False,
+        diagonal_damping: bool = False,
         line_search_shrinking_factor: float = 0.8,
         line_search_max_iter: int = 10,
         n_critic_updates: int = 20,
         std_weight: float = 1.0,
         n_basis: int = 50,
         log_bandwidth: float = 1.0,
+        embedding: str | BehaviorEmbedding | Callable[[Trajectory], Any] = "actions",
+        embedding_horizon: int = 32,
         sub_sampling_factor: int = 1,
         normalize_advantage: bool = True,
         max_grad_norm: float = 0.5,
@@ -140,12 +152,15 @@ class WNPG(NaturalPolicyGradient):
             cg_max_steps=cg_max_steps,
             cg_damping=cg_damping,
             adaptive_damping=adaptive_damping,
+            diagonal_damping=diagonal_damping,
             line_search_shrinking_factor=line_search_shrinking_factor,
             line_search_max_iter=line_search_max_iter,
             n_critic_updates=n_critic_updates,
             std_weight=std_weight,
             n_basis=n_basis,
             log_bandwidth=log_bandwidth,
+            embedding=embedding,
+            embedding_horizon=embedding_horizon,
             sub_sampling_factor=sub_sampling_factor,
             normalize_advantage=normalize_advantage,
             max_grad_norm=max_grad_norm,

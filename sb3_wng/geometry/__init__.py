@@ -9,6 +9,7 @@ from sb3_wng.geometry.metrics import (
     FactoredMetric,
     GaussNewtonMetric,
     Metric,
+    SumMetric,
     wasserstein_factor,
 )
 from sb3_wng.geometry.solve import Solution, conjugate_gradient, damped_solve
@@ -27,6 +28,7 @@ __all__ = [
     "Pathwise",
     "ScoreFunction",
     "Solution",
+    "SumMetric",
     "conjugate_gradient",
     "damped_solve",
     "graph_laplacian_solve",

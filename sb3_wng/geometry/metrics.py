@@ -115,6 +115,28 @@ class FactoredMetric:
         return (total.square() / eigenvalues.square().sum()).item() if total > 0 else 0.0
 
 
+class SumMetric:
+    """G = sum of several metrics, for instance of single actions and of whole trajectories; solved by conjugate gradient.
+
+    :param metrics: in the same units, or weighted by their own scales
+    :param cg_max_steps: products per solve, at most
+    :param cg_tolerance: relative residual at which a solve stops
+    """
+
+    def __init__(self, metrics: Sequence[Metric], cg_max_steps: int = 15, cg_tolerance: float = 1e-5) -> None:
+        self._metrics = list(metrics)
+        self._cg_max_steps = cg_max_steps
+        self._cg_tolerance = cg_tolerance
+
+    def product(self, vector: Tensor) -> Tensor:
+        return torch.stack([metric.product(vector) for metric in self._metrics]).sum(dim=0)
+
+    def solve(self, grad: Tensor, damping: float) -> Tensor:
+        return conjugate_gradient(
+            lambda vector: self.product(vector) + damping * vector, grad, self._cg_max_steps, self._cg_tolerance
+        ).x
+
+
 class BehaviorSample(NamedTuple):
     """Samples of a behaviour law, and how expectations under it move with the parameters."""
 

@@ -39,11 +39,14 @@ class LevenbergMarquardtDamping(Damping):
     :param high: upper end, usually 0.75
     :param minimum: smallest damping
     :param maximum: largest damping
+    :param interval: steps between adaptations, which then go by the largest ratio seen in between (papers' code: 5)
 
     Reference: Nocedal & Wright, Numerical Optimization, Alg. 4.1; Martens 2010, section 4.1.
     """
 
     adaptive = True
+    best_ratio: Tensor
+    n_since: Tensor
 
     def __init__(
         self,
@@ -53,6 +56,7 @@ class LevenbergMarquardtDamping(Damping):
         high: float = 0.75,
         minimum: float = 1e-10,
         maximum: float = 1e5,
+        interval: int = 1,
     ) -> None:
         super().__init__(value)
         if not 0 < minimum <= value <= maximum:
@@ -60,11 +64,23 @@ class LevenbergMarquardtDamping(Damping):
         if not 0 < factor < 1 or not low < high:
             raise ValueError(f"factor must be in (0, 1) and low < high, got factor={factor}, low={low}, high={high}")
         self.factor, self.low, self.high = factor, low, high
+        if interval < 1:
+            raise ValueError(f"interval must be >= 1, got {interval}")
         self.minimum, self.maximum = minimum, maximum
+        self.interval = interval
+        self.register_buffer("best_ratio", torch.tensor(-math.inf, dtype=torch.float64))
+        self.register_buffer("n_since", torch.tensor(0.0))
 
     def update(self, reduction_ratio: float) -> None:
-        if not reduction_ratio >= self.low:
+        if math.isfinite(reduction_ratio):
+            self.best_ratio.clamp_(min=reduction_ratio)
+        self.n_since += 1
+        if self.n_since < self.interval:
+            return
+        if self.best_ratio < self.low:
             self.value /= self.factor
-        elif reduction_ratio > self.high:
+        elif self.best_ratio > self.high:
             self.value *= self.factor
+        self.best_ratio.fill_(-math.inf)
+        self.n_since.zero_()
         self.value.clamp_(self.minimum, self.maximum)

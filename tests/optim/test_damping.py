@@ -27,6 +27,13 @@ def test_levenberg_marquardt_stays_within_its_bounds():
         assert damping.value.item() == bound
 
 
+def test_levenberg_marquardt_goes_by_the_best_ratio_of_an_interval():
+    damping = LevenbergMarquardtDamping(0.1, interval=3)
+    for ratio, expected in ((0.0, 0.1), (0.9, 0.1), (0.0, 0.085), (0.0, 0.085), (0.0, 0.085), (0.0, 0.1)):
+        damping.update(ratio)
+        assert damping.value.item() == pytest.approx(expected)
+
+
 def test_damping_travels_with_the_state_dict():
     damping, fresh = LevenbergMarquardtDamping(0.1), LevenbergMarquardtDamping(0.1)
     damping.update(0.0)

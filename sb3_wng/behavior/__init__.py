@@ -1,0 +1,35 @@
+"""From experience to points in behaviour space: trajectories, the embeddings that map them, and their recording."""
+
+from sb3_wng.behavior.callbacks import BehaviorCallback
+from sb3_wng.behavior.embeddings import (
+    EMBEDDINGS,
+    ActionSequence,
+    BehaviorEmbedding,
+    FinalState,
+    PerTrajectory,
+    RewardToGo,
+    StateVisitation,
+    make_embedding,
+    spread,
+)
+from sb3_wng.behavior.spaces import flat_actions, flat_observations
+from sb3_wng.behavior.trajectories import Trajectories, Trajectory, Windows, cut_windows
+
+__all__ = [
+    "EMBEDDINGS",
+    "ActionSequence",
+    "BehaviorCallback",
+    "BehaviorEmbedding",
+    "FinalState",
+    "PerTrajectory",
+    "RewardToGo",
+    "StateVisitation",
+    "Trajectories",
+    "Trajectory",
+    "Windows",
+    "cut_windows",
+    "flat_actions",
+    "flat_observations",
+    "make_embedding",
+    "spread",
+]

@@ -1,0 +1,124 @@
+"""Behaviour embeddings: maps from trajectories to points of the space in which behaviour is compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sb3_wng.behavior.trajectories import Trajectories, Trajectory
+
+
+class BehaviorEmbedding(Protocol):
+    """A map from windows of experience to points.
+
+    ``is_pathwise``: the embedding is a differentiable function of the actions alone (given the states), so that its
+    gradient can go along the path of reparametrised actions. Otherwise the score function is used.
+    """
+
+    is_pathwise: bool
+
+    def __call__(self, trajectories: Trajectories) -> Tensor:
+        """Points of shape (n, d)."""
+
+
+class ActionSequence:
+    """All actions of the window one after the other, zero where padded; d = T a (the papers' policy-gradient embedding)."""
+
+    is_pathwise = True
+
+    def __call__(self, trajectories: Trajectories) -> Tensor:
+        return trajectories.actions.flatten(start_dim=1)
+
+
+class FinalState:
+    """The observation at which the window's last action was taken; d = f.
+
+    A rollout buffer does not keep the observation that follows an episode's last action.
+    """
+
+    is_pathwise = False
+
+    def __call__(self, trajectories: Trajectories) -> Tensor:
+        return trajectories.observations[torch.arange(len(trajectories)), trajectories.lengths - 1]
+
+
+class RewardToGo:
+    """Component i is the sum of the rewards from step i on, undiscounted, zero where padded; d = T.
+
+    Pacchiano et al. 2019 (Learning to score behaviors), reward-to-go encoding.
+    """
+
+    is_pathwise = False
+
+    def __call__(self, trajectories: Trajectories) -> Tensor:
+        return trajectories.rewards.flip(1).cumsum(dim=1).flip(1) * trajectories.mask
+
+
+class StateVisitation:
+    """Mean observation over the window; visit frequencies for discrete (one-hot) observations; d = f."""
+
+    is_pathwise = False
+
+    def __call__(self, trajectories: Trajectories) -> Tensor:
+        return trajectories.observations.sum(dim=1) / trajectories.lengths[:, None]
+
+
+class PerTrajectory:
+    """A user's function of one :class:`Trajectory`, applied to every window and checked.
+
+    :param function: returns a number or a one-dimensional array or tensor, of the same length for every trajectory
+    """
+
+    is_pathwise = False
+
+    def __init__(self, function: Callable[[Trajectory], Any]) -> None:
+        self.function = function
+        self.name = getattr(function, "__name__", type(function).__name__)
+
+    def __call__(self, trajectories: Trajectories) -> Tensor:
+        """:raises ValueError: naming the function, for points that are not finite vectors of one length"""
+        points = [torch.as_tensor(np.asarray(self.function(trajectory), dtype=np.float64)) for trajectory in trajectories]
+        shapes = {tuple(point.shape) for point in points}
+        if len(shapes) > 1 or any(len(shape) > 1 for shape in shapes):
+            raise ValueError(
+                f"embedding {self.name!r} must return a number or a vector of the same length for every trajectory, "
+                f"got shapes {', '.join(map(str, sorted(shapes)))}"
+            )
+        embeddings = torch.stack(points).reshape(len(points), -1)
+        if not torch.isfinite(embeddings).all():
+            row = int((~torch.isfinite(embeddings)).any(dim=1).nonzero()[0])
+            raise ValueError(f"embedding {self.name!r} returned non-finite numbers: {embeddings[row].tolist()}")
+        return embeddings.to(trajectories.observations)
+
+
+EMBEDDINGS: dict[str, type[BehaviorEmbedding]] = {
+    "action_sequence": ActionSequence,
+    "final_state": FinalState,
+    "reward_to_go": RewardToGo,
+    "state_visitation": StateVisitation,
+}
+
+
+def make_embedding(embedding: str | BehaviorEmbedding | Callable[[Trajectory], Any]) -> BehaviorEmbedding:
+    """An embedding from its alias, itself, or a function of one trajectory.
+
+    :raises ValueError: for an unknown alias, naming the known ones
+    """
+    if isinstance(embedding, str):
+        if embedding not in EMBEDDINGS:
+            raise ValueError(f"embedding must be a function or one of {', '.join(map(repr, EMBEDDINGS))}, got {embedding!r}")
+        return EMBEDDINGS[embedding]()
+    if hasattr(embedding, "is_pathwise"):
+        return embedding  # type: ignore[return-value]  # structurally one
+    if callable(embedding):
+        return PerTrajectory(embedding)
+    raise ValueError(f"embedding must be a function or one of {', '.join(map(repr, EMBEDDINGS))}, got {embedding!r}")
+
+
+def spread(embeddings: Tensor) -> float:
+    """Half the mean squared distance between two of the points: their total variance."""
+    return embeddings.double().var(dim=0).sum().item() if len(embeddings) > 1 else 0.0
