@@ -103,7 +103,7 @@ class BehaviorCallback(BaseCallback):
         self._executed: list[tuple[NDArray[Any], NDArray[Any]]] = []  # actions and rewards of the current rollout
         self._previous: Tensor | None = None
         self._returns = torch.empty(0)
-        self._plotted_at = 0
+        self._recorded_at = self._plotted_at = 0  # num_timesteps
 
     def _on_training_start(self) -> None:
         if not isinstance(self.model, (OnPolicyAlgorithm, OffPolicyAlgorithm)):
@@ -153,7 +153,7 @@ class BehaviorCallback(BaseCallback):
             self._close_if_due(self.every_n_steps or 0)
 
     def _on_training_end(self) -> None:
-        if self._plotted_at != self.n_rollouts and self.plot_dir is not None and self.plot_every is not None:
+        if self.plot_dir is not None and self.plot_every is not None and self._plotted_at < self._recorded_at:
             self._save_figure(self.plot_dir)
 
     def _add_step(
@@ -199,6 +199,7 @@ class BehaviorCallback(BaseCallback):
         self.logger.record("behavior/spread", spread(current))
         self.logger.record("behavior/n_windows", len(current))
         self._returns = trajectories.rewards.sum(dim=1)
+        self._recorded_at = self.num_timesteps
         self.n_rollouts += 1
         if len(current) < FEW_WINDOWS and not self._has_warned:
             self._has_warned = True
@@ -265,10 +266,8 @@ class BehaviorCallback(BaseCallback):
             self._save_figure(self.plot_dir)
 
     def _save_figure(self, folder: Path) -> None:
-        if self.embeddings is None:
-            return
-        self._plotted_at = self.n_rollouts
-        path = folder / f"behavior_{self.num_timesteps:09d}.png"
+        self._plotted_at = self._recorded_at
+        path = folder / f"behavior_{self._recorded_at:09d}.png"
         unfinished = path.with_suffix(f".{os.getpid()}.tmp")
         self._figure().savefig(unfinished, format="png")
         os.replace(unfinished, path)
@@ -277,7 +276,7 @@ class BehaviorCallback(BaseCallback):
 
     def _figure(self) -> Any:
         assert self.embeddings is not None
-        title = f"{self.embedding_name} of {len(self.embeddings)} windows, {self.num_timesteps:,} steps"
+        title = f"{self.embedding_name} of {len(self.embeddings)} windows, {self._recorded_at:,} steps"
         return draw_embeddings(self.embeddings, self._returns, self._previous, self.reference, title)
 
 

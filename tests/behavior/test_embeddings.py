@@ -27,16 +27,11 @@ def test_embedding_of_a_full_and_a_padded_window(alias, expected, trajectories):
 
 
 def test_padding_changes_no_embedding(trajectories):
-    garbage = Trajectories(
-        trajectories.observations,
-        trajectories.actions,
-        trajectories.rewards,
-        trajectories.mask,
-    )
-    one = Trajectories(*(part[1:, :1] for part in (garbage.observations, garbage.actions, garbage.rewards, garbage.mask)))
+    parts = (trajectories.observations, trajectories.actions, trajectories.rewards, trajectories.mask)
+    unpadded = Trajectories(*(part[1:, :1] for part in parts))
     for alias in ("final_state", "state_visitation"):
         embedding = make_embedding(alias)
-        torch.testing.assert_close(embedding(one), embedding(trajectories)[1:])
+        torch.testing.assert_close(embedding(unpadded), embedding(trajectories)[1:])
 
 
 def test_only_the_action_sequence_goes_along_the_path(trajectories):
