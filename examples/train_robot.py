@@ -24,7 +24,7 @@ from sb3_wng import WNPG
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--env", default="InvertedDoublePendulumBulletEnv-v0")
+    parser.add_argument("--env", default="HalfCheetahBulletEnv-v0")
     parser.add_argument("--timesteps", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("runs/robot"))
@@ -34,7 +34,7 @@ def main() -> None:
 
     env = VecNormalize(make_vec_env(args.env, n_envs=2, seed=args.seed, monitor_dir=str(args.output / "train")))
     eval_env = VecNormalize(make_vec_env(args.env, seed=args.seed + 1000), training=False, norm_reward=False)
-    evaluation = EvalCallback(eval_env, eval_freq=5_000, log_path=str(args.output), verbose=0)
+    evaluation = EvalCallback(eval_env, eval_freq=5_000, n_eval_episodes=3, log_path=str(args.output), verbose=0)
 
     model = WNPG("MlpPolicy", env, n_steps=512, seed=args.seed, device="cpu")
     model.learn(args.timesteps, callback=evaluation, progress_bar=True)

@@ -3,6 +3,7 @@
 from sb3_wng.algorithms.npg import NPG
 from sb3_wng.algorithms.pg import PG
 from sb3_wng.algorithms.policy_gradient import NaturalPolicyGradient
+from sb3_wng.algorithms.ranking import EmbeddingRank, format_table, rank_embeddings
 from sb3_wng.algorithms.wnpg import WNPG
 
-__all__ = ["NPG", "PG", "WNPG", "NaturalPolicyGradient"]
+__all__ = ["NPG", "PG", "WNPG", "EmbeddingRank", "NaturalPolicyGradient", "format_table", "rank_embeddings"]

@@ -13,6 +13,7 @@ from sb3_wng.geometry.metrics import (
     wasserstein_factor,
 )
 from sb3_wng.geometry.solve import Solution, conjugate_gradient, damped_solve
+from sb3_wng.geometry.transport_field import transport_field
 
 __all__ = [
     "ActionLaw",
@@ -34,6 +35,7 @@ __all__ = [
     "graph_laplacian_solve",
     "random_points",
     "stratified_coordinates",
+    "transport_field",
     "vector_jacobian_products",
     "wasserstein_factor",
 ]

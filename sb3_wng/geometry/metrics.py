@@ -172,6 +172,24 @@ def wasserstein_factor(
     :raises ValueError: for ``n_basis < 1``, fewer than two samples, or non-finite embeddings
     """
     x = sample.embeddings.detach().double()
+    kernel, chosen, coordinates = draw_basis(x, n_basis, log_bandwidth, generator)
+    values = kernel.basis(x, x[chosen], coordinates)
+    gradients = kernel.basis_gradient(x, x[chosen], coordinates)
+    if sample.context is not None:
+        context = sample.context.detach().double()
+        similarity = GaussianKernel.from_samples(context[chosen], context, log_bandwidth)(context[chosen], context)
+        values = values * similarity
+        gradients = gradients * similarity[:, :, None]
+    orthonormal = orthonormaliser(gradients)
+    values = orthonormal @ values
+    gradients = torch.einsum("rm,mnd->rnd", orthonormal, gradients)
+    return sample.expectation_gradient(values, gradients)
+
+
+def draw_basis(
+    x: Tensor, n_basis: int, log_bandwidth: float, generator: torch.Generator | None
+) -> tuple[GaussianKernel, Tensor, Tensor]:
+    """What basis functions on samples (n, d) are made of: a kernel, the rows of x that are points Y, and coordinates i."""
     if n_basis < 1:
         raise ValueError(f"n_basis must be >= 1, got {n_basis}")
     if len(x) < 2:
@@ -180,21 +198,10 @@ def wasserstein_factor(
         raise ValueError("embeddings contain non-finite numbers; check the environment's observations and rewards")
     chosen = random_points(x, n_basis, generator).to(x.device)
     coordinates = stratified_coordinates(n_basis, x.shape[1], generator).to(x.device)
-    kernel = GaussianKernel.from_samples(x[chosen], x, log_bandwidth)
-    values = kernel.basis(x, x[chosen], coordinates)
-    gradients = kernel.basis_gradient(x, x[chosen], coordinates)
-    if sample.context is not None:
-        context = sample.context.detach().double()
-        similarity = GaussianKernel.from_samples(context[chosen], context, log_bandwidth)(context[chosen], context)
-        values = values * similarity
-        gradients = gradients * similarity[:, :, None]
-    orthonormal = _orthonormaliser(gradients)
-    values = orthonormal @ values
-    gradients = torch.einsum("rm,mnd->rnd", orthonormal, gradients)
-    return sample.expectation_gradient(values, gradients)
+    return GaussianKernel.from_samples(x[chosen], x, log_bandwidth), chosen, coordinates
 
 
-def _orthonormaliser(gradients: Tensor) -> Tensor:
+def orthonormaliser(gradients: Tensor) -> Tensor:
     """``S^{-1/2} V^T`` of shape (r, M), for L = C C^T / n = V S V^T with C the gradients (M, n, d), in float64."""
     flat = gradients.flatten(start_dim=1)
     eigenvalues, eigenvectors = torch.linalg.eigh(flat @ flat.T / gradients.shape[1])

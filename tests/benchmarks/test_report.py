@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 pd = pytest.importorskip("pandas")
+pytest.importorskip("sb3_contrib")
 
 from sb3_wng.benchmarks import report  # noqa: E402
 
