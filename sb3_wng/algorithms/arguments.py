@@ -46,6 +46,12 @@ def check_policy_gradient_arguments(model: NaturalPolicyGradient) -> None:
             raise ValueError("metric='fisher' measures its trust region by target_kl, a number > 0 (e.g. 0.01 x action dim)")
         if model.policy_batch_size is not None:
             raise ValueError("policy_batch_size must be None with step_rule='trust_region': its region is the whole rollout's")
+    elif model.step_rule == "fixed_rate" and model.metric != "fisher" and model.normalize_advantage:
+        warnings.warn(
+            "step_rule='fixed_rate' with normalize_advantage=True: normalized advantages grow as 1/spread, and so does the "
+            "step. Pass normalize_advantage=False (and scale rewards by VecNormalize), or use the trust region",
+            stacklevel=5,
+        )
     if model.env is not None:
         check_batch_size(model.n_steps, model.env.num_envs, model.batch_size, model.normalize_advantage)
         if model.uses_kernel:

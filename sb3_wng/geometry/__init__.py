@@ -13,12 +13,15 @@ from sb3_wng.geometry.metrics import (
     wasserstein_factor,
 )
 from sb3_wng.geometry.solve import Solution, conjugate_gradient, damped_solve
+from sb3_wng.geometry.transport import DualFit, DualPotentials, sinkhorn_distance, total_variation
 from sb3_wng.geometry.transport_field import transport_field
 
 __all__ = [
     "ActionLaw",
     "BehaviorSample",
     "CategoricalLaw",
+    "DualFit",
+    "DualPotentials",
     "EuclideanMetric",
     "ExpectationGradient",
     "FactoredMetric",
@@ -34,7 +37,9 @@ __all__ = [
     "damped_solve",
     "graph_laplacian_solve",
     "random_points",
+    "sinkhorn_distance",
     "stratified_coordinates",
+    "total_variation",
     "transport_field",
     "vector_jacobian_products",
     "wasserstein_factor",

@@ -77,6 +77,11 @@ def test_minibatches_are_refused_in_a_trust_region_which_must_hold_on_the_whole_
         small(WNPG, policy_batch_size=16)
 
 
+def test_a_fixed_rate_on_normalised_advantages_is_warned_of(small):
+    with pytest.warns(UserWarning, match="normalized advantages grow as 1/spread"):
+        small(WNPG, step_rule="fixed_rate", normalize_advantage=True)
+
+
 @pytest.mark.parametrize("policy_batch_size", [1, 31])
 def test_minibatches_of_one_sample_are_refused_where_a_metric_is_estimated_from_them(small, policy_batch_size):
     settings = {"metric": "kernel", "step_rule": "optimizer", "n_steps": 32}

@@ -27,7 +27,7 @@ def points_around(mean, m=30, seed=1):
     return mean + 0.5 * torch.randn(m, D, generator=generator(seed), dtype=torch.float64)
 
 
-def field(sample, direction, points, n_basis=ENOUGH, log_bandwidth=1.5, seed=2):
+def field(sample, direction, points, n_basis=ENOUGH, log_bandwidth=3.0, seed=2):
     return transport_field(sample, torch.as_tensor(direction).double(), points, n_basis, log_bandwidth, generator(seed))
 
 
@@ -35,7 +35,7 @@ def test_a_shift_of_the_mean_moves_every_point_by_the_shift():
     sample, mean, _ = gaussian()
     points = points_around(mean)
     velocities = field(sample, [0.3, -0.7, 0.0, 0.0], points)
-    torch.testing.assert_close(velocities, torch.tensor([0.3, -0.7]).double().expand(30, 2), rtol=0, atol=0.03)
+    torch.testing.assert_close(velocities, torch.tensor([0.3, -0.7]).double().expand(30, 2), rtol=0, atol=5e-3)
 
 
 def test_a_change_of_scale_moves_every_point_away_from_the_mean_in_proportion():
@@ -43,7 +43,7 @@ def test_a_change_of_scale_moves_every_point_away_from_the_mean_in_proportion():
     points = points_around(mean)
     velocities = field(sample, [0.0, 0.0, 0.4, -0.2], points)
     expected = (points - mean) * torch.tensor([0.4, -0.2])
-    torch.testing.assert_close(velocities, expected, rtol=0, atol=0.03)
+    torch.testing.assert_close(velocities, expected, rtol=0, atol=5e-3)
 
 
 @pytest.mark.parametrize("n_basis", [3, ENOUGH, 40])
@@ -52,7 +52,7 @@ def test_its_mean_squared_length_is_that_of_the_metric(n_basis):
     sample, *_ = gaussian(300)
     direction = torch.randn(4, generator=generator(3), dtype=torch.float64)
     velocities = field(sample, direction, sample.embeddings, n_basis)
-    factor = wasserstein_factor(sample, n_basis, 1.5, generator(2))
+    factor = wasserstein_factor(sample, n_basis, 3.0, generator(2))
     torch.testing.assert_close(velocities.square().sum(dim=1).mean(), (factor @ direction).square().sum(), rtol=1e-5, atol=0)
 
 
@@ -99,7 +99,7 @@ def test_float32_networks_get_a_float64_field_and_leave_no_graph():
     velocities = field(BehaviorSample(x, Pathwise(x, [leaf])), [0.3, -0.7], points_around(mean))
     assert velocities.dtype == torch.float64
     assert not velocities.requires_grad
-    torch.testing.assert_close(velocities, torch.tensor([0.3, -0.7]).double().expand(30, 2), rtol=0, atol=0.03)
+    torch.testing.assert_close(velocities, torch.tensor([0.3, -0.7]).double().expand(30, 2), rtol=0, atol=5e-3)
 
 
 @pytest.mark.parametrize(
