@@ -20,7 +20,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_wng import WNPG, rank_embeddings
-from sb3_wng.algorithms import NaturalPolicyGradient
+from sb3_wng.algorithms import EmbeddingRank, NaturalPolicyGradient, format_table
 from sb3_wng.algorithms.behavior_samples import STATE_EMBEDDINGS
 from sb3_wng.behavior import EMBEDDINGS
 from sb3_wng.benchmarks.learning import Method, make_model, shipped_hyperparameters
@@ -30,7 +30,7 @@ from sb3_wng.benchmarks.update_cost import seconds
 TASKS = ("HopperBulletEnv-v0", "HalfCheetahBulletEnv-v0", "InvertedDoublePendulumBulletEnv-v0", "CartPole-v1")
 STAGES = (2048, 20480, 40960)
 SEED = 50
-N_ENVS, N_STEPS = 2, 4096  # of the rollout that is ranked: its halves hold twice as many windows as basis functions
+N_ENVS, N_STEPS = 2, 8192  # of the rollout that is ranked: each half must hold several episodes and 2 n_basis windows
 N_BASIS, COST_BASES = 50, (10, 50)
 COLUMNS = (
     *("experiment", "environment", "seed", "timesteps", "metric", "n_basis"),
@@ -96,6 +96,150 @@ def time_updates(environment: str, repeats: int) -> Iterator[dict[str, object]]:
         yield {**dict.fromkeys(COLUMNS), **row, "milliseconds": f"{1e3 * statistics.median(values[1:]):.4g}"}
 
 
+PAGE = """# Which behavioural embedding for a task?
+
+The paper leaves this open: a kernel metric can compare final states, rewards, action sequences or a function of your own,
+and nothing says which of them to take. `rank_embeddings` asks a rollout: what would each one's natural gradient gain?
+
+```python
+from sb3_wng import WNPG, rank_embeddings
+from sb3_wng.algorithms import format_table
+
+
+def last_height(trajectory):
+    return trajectory.observations[-1, :1]
+
+
+model = WNPG("MlpPolicy", "Pendulum-v1", n_steps=2048, gamma=0.9, seed=0)
+print(format_table(rank_embeddings(model, ["actions", "final_state", last_height], n_basis=10)))
+```
+
+An empty rollout buffer is filled first; else the rollout in it is used, and the model goes on to train as if nobody had
+asked. The closed-form, Fisher and Euclidean metrics always take part, as controls.
+
+- **gain / action**: first-order gain $g^\\top d$ of the surrogate per unit of Wasserstein movement of the actions, in units of
+  their spread, for the natural direction $d$ of the row's metric. On the rollout that $d$ comes from, the closed form is
+  the best by construction.
+- **gain / KL**: the same per $\\sqrt{{2\\,\\mathrm{{KL}}}}$ per action dimension.
+- **held out**: gain / action again, but with directions from one half of the rollout, and the gradient and lengths on the
+  other. The damping is the best of three by this column, which sorts the table.
+- **own (closed form)**: held out, per unit of movement in the row's own metric; in parentheses, of the closed form's
+  direction. A metric that is known well beats the closed form in its own units.
+- **rank (noise)**: effective rank of the kernel metric. Of its squared length, the share that is left when the scores of
+  samples get random signs: near 100 %, the metric is noise. Reparametrised actions have no scores.
+
+`EmbeddingRank` also has the damping and the number of samples (`n_samples`).
+
+## What is seen
+
+`python -m sb3_wng.benchmarks.embedding_ranks --output docs/benchmarks/embedding_ranks.csv --page docs/guide/embeddings.md`
+trains WNPG (shipped settings, seed {seed}) and ranks on {n_steps} further steps of the policies of three stages, with
+{n_basis} basis functions and windows of 32 steps. Held-out gain after {stages} steps:
+
+{gains}
+
+{task} after {stage} steps in full:
+
+{example}
+
+- **Metrics of single actions gain most.** The closed form, Fisher or the kernel metric on `actions` leads at {n_single} of the
+  {n_clear} stages at which the closed form gains at least {clear} (at the others the rollout hardly determines a gradient).
+  Mean share of the closed form's gain:
+  {shares}.
+- **Rewards in the embedding are no shortcut.** The metric of `reward_to_go` distinguishes few directions (effective rank
+  {reward_rank:.1f}, median), and makes a change of the rewards expensive, which is what the gradient asks for.
+- **In their own units**, the directions of trajectory embeddings beat the closed form's at {n_own} of {n_pairs} pairs of
+  embedding and stage. Where they do not, the rollout is too small to estimate the metric, not only to use it.
+- **Noise.** Random signs leave {noise_first} of the squared movement of `final_state`, `reward_to_go` and
+  `state_visitation` at the first stage and {noise_last} at the last (medians).
+
+This is one seed, and a first-order gain: a metric may still explore or keep behaviour better than its gain per movement says.
+
+## What it costs
+
+CPU milliseconds of the policy's part of an update, HopperBullet, 2 environments x 512 steps, one thread; medians, all from the
+same rollout. In parentheses: relative to the closed form with 15 CG steps. Read the ratios.
+
+{cost}
+
+## How a step moves behaviour
+
+![Transport fields of three steps of WNPG](../images/transport_field.png)
+
+The dots are where a rollout's episodes end, the arrows the optimal vector field $\\nabla f_u$ of the paper's eq. 5 for the
+parameter step $u$ that WNPG takes next, with that end as embedding and `metric="kernel"`: early steps shift behaviour
+towards the goal (star), later ones gather it there. The field is `sb3_wng.geometry.transport_field`, drawn by
+`python examples/transport_field.py --output docs/images/transport_field.png`.
+"""
+CLEAR = 0.05
+SINGLE = ("closed_form", "fisher", "actions")
+FROM_REWARDS_AND_STATES = ("final_state", "reward_to_go", "state_visitation")
+
+
+def page(path: Path) -> str:
+    """The guide to embeddings for a CSV file of this module."""
+    rows = pd.read_csv(path)
+    ranks = rows[rows.experiment == "rank"].astype({"timesteps": int, "n_basis": int, "n_samples": int, "seed": int})
+    index = ["environment", "timesteps"]
+    gains = ranks.pivot(index=index, columns="metric", values="held_out_gain")
+    clear = gains[gains["closed_form"] >= CLEAR]
+    shares = clear.div(clear["closed_form"], axis=0).mean().drop("closed_form").sort_values(ascending=False)
+    trajectories = ranks[ranks.metric.isin(EMBEDDINGS)].set_index(index).loc[clear.index]
+    from_scores = ranks[ranks.metric.isin(FROM_REWARDS_AND_STATES)].groupby("timesteps")["noise"].median()
+    stages = sorted(ranks.timesteps.unique())
+    task, stage = TASKS[0], stages[1]
+    example = ranks[(ranks.environment == task) & (ranks.timesteps == stage)]
+    return PAGE.format(
+        seed=ranks.seed.iloc[0],
+        n_steps=ranks.n_samples.max(),
+        n_basis=ranks.n_basis.iloc[0],
+        stages=" / ".join(map(str, stages)),
+        gains=gains_table(ranks),
+        task=task,
+        stage=stage,
+        example=format_table(
+            [EmbeddingRank(row.metric, *row[list(EmbeddingRank._fields[1:])]) for _, row in example.iterrows()]
+        ),
+        n_single=clear.idxmax(axis=1).isin(SINGLE).sum(),
+        n_clear=len(clear),
+        clear=CLEAR,
+        shares=", ".join(f"`{name}` {percent(share)}" for name, share in shares.items()),
+        reward_rank=trajectories[trajectories.metric == "reward_to_go"].effective_rank.median(),
+        n_own=(trajectories.own_gain > trajectories.closed_form_gain).sum(),
+        n_pairs=len(trajectories),
+        noise_first=percent(from_scores.iloc[0]),
+        noise_last=percent(from_scores.iloc[-1]),
+        cost=cost_table(rows[rows.experiment == "cost"]),
+    )
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def gains_table(ranks: pd.DataFrame) -> str:
+    """A row for each metric and a column for each task, whose cells have the gains of all stages."""
+    in_order = ranks.sort_values("timesteps").groupby(["metric", "environment"])["held_out_gain"]
+    cells = in_order.agg(lambda gains: " / ".join(f"{gain:.3f}" for gain in gains)).unstack("environment")
+    order = [*SINGLE, *(name for name in (*STATE_EMBEDDINGS, *EMBEDDINGS) if name not in SINGLE), "euclidean"]
+    return markdown(cells.loc[order, list(TASKS)].rename(columns=lambda name: name.removesuffix("-v0").removesuffix("-v1")))
+
+
+def cost_table(cost: pd.DataFrame) -> str:
+    """A row for each metric and a column for each number of basis functions; metrics without one have a single number."""
+    closed_form = cost.set_index("metric").milliseconds["closed_form"]
+    cells = cost.milliseconds.map("{:.0f}".format) + (cost.milliseconds / closed_form).map(" ({:.2f})".format)
+    columns = cost.n_basis.map(lambda n_basis: "no basis" if pd.isna(n_basis) else f"n_basis={n_basis:.0f}")
+    table = pd.DataFrame({"metric": cost.metric, "column": columns, "cell": cells})
+    wide = table.pivot(index="metric", columns="column", values="cell").fillna("")
+    return markdown(wide.loc[cost.metric.drop_duplicates(), columns.drop_duplicates()])
+
+
+def markdown(table: pd.DataFrame) -> str:
+    rows = [["", *table.columns], ["---"] * (len(table.columns) + 1), *([name, *row] for name, *row in table.itertuples())]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+
+
 def measure(path: Path, repeats: int) -> None:
     """Append what the file lacks, a task at a time."""
     done = set(pd.read_csv(path)[["experiment", "environment"]].itertuples(index=False, name=None)) if path.exists() else set()
@@ -112,12 +256,15 @@ def measure(path: Path, repeats: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--output", type=Path, default=Path("docs/benchmarks/embedding_ranks.csv"))
+    parser.add_argument("--page", type=Path, help="guide to write from the file, e.g. docs/guide/embeddings.md")
     parser.add_argument("--repeats", type=int, default=15, help="of each timing")
     arguments = parser.parse_args()
     import pybullet_envs_gymnasium  # noqa: F401  # registers the robots
 
     torch.set_num_threads(1)
     measure(arguments.output, arguments.repeats)
+    if arguments.page is not None:
+        arguments.page.write_text(page(arguments.output), encoding="utf-8")
 
 
 if __name__ == "__main__":
