@@ -88,7 +88,7 @@ def draw(axes: Axes, ends: np.ndarray, returns: np.ndarray, points: np.ndarray, 
     axes.plot(*GOAL, marker="*", markersize=16, color="crimson", markeredgecolor="white", linestyle="none")
     axes.plot(0, 0, marker="o", markersize=7, color="white", markeredgecolor="crimson", linestyle="none")
     axes.set(xlabel="x at the end of an episode", aspect="equal")
-    axes.set_title(f"mean return {returns.mean():.0f}, transport $\\times$ {magnified:.1f}")
+    axes.set_title(f"mean return {returns.mean():.0f}, transport × {magnified:.0f}", loc="right", fontsize=10)
     return dots
 
 

@@ -75,7 +75,7 @@ class BehaviorSampler:
 
         :param buffer: filled, and flattened by a call of ``get``
         """
-        windows = cut_windows(buffer.episode_starts.astype(bool), horizon)
+        windows = cut_windows(buffer.episode_starts.astype(bool), horizon).to(buffer.device)
         raw = buffer.observations
         observations = (
             {key: buffer.to_torch(part) for key, part in raw.items()} if isinstance(raw, dict) else buffer.to_torch(raw)

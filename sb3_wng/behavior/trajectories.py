@@ -64,6 +64,10 @@ class Windows:
     index: Tensor
     mask: Tensor
 
+    def to(self, device: torch.device) -> Windows:
+        """The same windows where the steps to gather are."""
+        return Windows(self.index.to(device), self.mask.to(device))
+
     def gather(self, steps: Tensor) -> Tensor:
         """Rows of ``steps`` (N, ...) as windows (n, T, ...), zero where padded."""
         mask = self.mask.reshape(*self.mask.shape, *[1] * (steps.ndim - 1))

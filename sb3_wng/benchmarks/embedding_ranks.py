@@ -149,7 +149,7 @@ trains WNPG (shipped settings, seed {seed}) and ranks on {n_steps} further steps
 - **Rewards in the embedding are no shortcut.** The metric of `reward_to_go` distinguishes few directions (effective rank
   {reward_rank:.1f}, median), and makes a change of the rewards expensive, which is what the gradient asks for.
 - **In their own units**, the directions of trajectory embeddings beat the closed form's at {n_own} of {n_pairs} pairs of
-  embedding and stage. Where they do not, the rollout is too small to estimate the metric, not only to use it.
+  embedding and stage. Where they do not, the metric of one half says little about movement on the other.
 - **Noise.** Random signs leave {noise_first} of the squared movement of `final_state`, `reward_to_go` and
   `state_visitation` at the first stage and {noise_last} at the last (medians).
 
@@ -167,9 +167,10 @@ same rollout. In parentheses: relative to the closed form with 15 CG steps. Read
 ![Transport fields of three steps of WNPG](../images/transport_field.png)
 
 The dots are where a rollout's episodes end, the arrows the optimal vector field $\\nabla f_u$ of the paper's eq. 5 for the
-parameter step $u$ that WNPG takes next, with that end as embedding and `metric="kernel"`: early steps shift behaviour
-towards the goal (star), later ones gather it there. The field is `sb3_wng.geometry.transport_field`, drawn by
-`python examples/transport_field.py --output docs/images/transport_field.png`.
+parameter step $u$ that WNPG takes next, with that end as embedding and `metric="kernel"`. From the start (circle), behaviour
+moves towards the goal (star), first as a whole, then also together.
+`python examples/transport_field.py --output docs/images/transport_field.png` draws it, with
+`sb3_wng.geometry.transport_field`.
 """
 CLEAR = 0.05
 SINGLE = ("closed_form", "fisher", "actions")

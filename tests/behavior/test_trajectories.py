@@ -46,6 +46,12 @@ def test_gathering_pads_with_zeros_and_sums_over_real_steps_only():
     assert windows.sum(steps).tolist() == [11, 7]
 
 
+def test_windows_follow_the_steps_to_their_device():
+    windows = cut_windows(starts([1, 0, 1]), horizon=2).to(torch.device("meta"))
+    assert windows.gather(torch.ones(3, 4, device="meta")).shape == (2, 2, 4)
+    assert windows.sum(torch.ones(3, device="meta")).device.type == "meta"
+
+
 def test_trajectories_iterate_without_their_padding():
     windows = cut_windows(starts([1, 0, 1]), horizon=2)
     trajectories = Trajectories.from_steps(windows, torch.arange(6.0).view(3, 2), torch.ones(3, 1), torch.arange(3.0))
