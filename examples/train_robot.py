@@ -34,7 +34,8 @@ def main() -> None:
 
     env = VecNormalize(make_vec_env(args.env, n_envs=2, seed=args.seed, monitor_dir=str(args.output / "train")))
     eval_env = VecNormalize(make_vec_env(args.env, seed=args.seed + 1000), training=False, norm_reward=False)
-    evaluation = EvalCallback(eval_env, eval_freq=5_000, n_eval_episodes=3, log_path=str(args.output), verbose=0)
+    eval_freq = max(1, args.timesteps // 10 // env.num_envs)
+    evaluation = EvalCallback(eval_env, eval_freq=eval_freq, n_eval_episodes=3, log_path=str(args.output), verbose=0)
 
     model = WNPG("MlpPolicy", env, n_steps=512, seed=args.seed, device="cpu")
     model.learn(args.timesteps, callback=evaluation, progress_bar=True)
