@@ -36,9 +36,9 @@ Memory: a Jacobian of {memory_subject} adds {memory:.1f} times the n_basis x p n
 
 `python -m sb3_wng.benchmarks.learning first_learning`: 200,000 steps, seeds {seeds}, mean return of the training episodes
 in the last 10 % of the steps (each seed in parentheses). WNPG, NPG and PG with the settings in `zoo_hyperparams/`, PPO at
-SB3's defaults, TRPO with RL-Zoo's settings and with half their rollout. **Three seeds rank nothing**: Hopper has a plateau
-that a run leaves or does not. This is a check that everything trains, not a claim. Where seeds are missing, they were not
-run.
+SB3's defaults, TRPO with RL-Zoo's settings. **Three seeds rank nothing**: Hopper has a plateau that a run leaves or does not.
+This is a check that everything trains, not a claim. `TRPO 2 x 512`, half that rollout, has not been run on all seeds and is
+left out.
 
 {learning}
 
