@@ -38,8 +38,8 @@ class NPG(NaturalPolicyGradient):
     :param line_search_shrinking_factor: Factor in (0, 1) between successive trials of the line search
     :param line_search_max_iter: Trials of the line search; 0 takes the closed-form step unseen
     :param n_critic_updates: Passes of the critic over each rollout
-    :param sub_sampling_factor: Estimate the metric on every k-th sample only (gradient and line search keep all); 4
-        costs a quarter and changes little from 2048 samples
+    :param sub_sampling_factor: Estimate the metric on every k-th sample only (gradient and line search keep all);
+        4 nearly halves the cost of the policy's part
     :param normalize_advantage: Standardise the advantages over the rollout
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE (-1: only at the start of a

@@ -73,8 +73,8 @@ class WNPG(NaturalPolicyGradient):
         ``"action_sequence"``, ``"final_state"``, ``"reward_to_go"``, ``"state_visitation"``, or a function of one
         :class:`~sb3_wng.behavior.Trajectory`: windows of the rollout; ``"actions_and_values"``: the released code's
     :param embedding_horizon: Steps per window of a trajectory; a rollout should hold twice ``n_basis`` windows
-    :param sub_sampling_factor: Estimate the metric on every k-th sample only (gradient and line search keep all); 4
-        costs a quarter and changes little from 2048 samples
+    :param sub_sampling_factor: Estimate the metric on every k-th sample only (gradient and line search keep all);
+        4 nearly halves the cost of the policy's part
     :param normalize_advantage: Standardise the advantages over the rollout
     :param max_grad_norm: Largest norm of a direction handed to the optimiser (``step_rule="optimizer"``)
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise

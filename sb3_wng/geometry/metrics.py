@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sb3_wng.geometry.expectations import ExpectationGradient
 from sb3_wng.geometry.kernels import GaussianKernel, random_points, stratified_coordinates
-from sb3_wng.geometry.solve import conjugate_gradient, damped_solve
+from sb3_wng.geometry.solve import conjugate_gradient, damped_solve, gram_matrix
 
 
 class Metric(Protocol):
@@ -110,9 +110,9 @@ class FactoredMetric:
 
     def effective_rank(self) -> float:
         """Participation ratio (sum e)^2 / sum e^2 of G's eigenvalues e: how many directions it distinguishes."""
-        eigenvalues = torch.linalg.svdvals(self.factor).double().square()
-        total = eigenvalues.sum()
-        return (total.square() / eigenvalues.square().sum()).item() if total > 0 else 0.0
+        gram = gram_matrix(self.factor)  # has G's nonzero eigenvalues: their sum is its trace, their squares' its norm
+        total = gram.trace()
+        return (total.square() / gram.square().sum()).item() if total > 0 else 0.0
 
 
 class SumMetric:

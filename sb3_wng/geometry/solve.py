@@ -40,15 +40,14 @@ def damped_solve(factor: Tensor, grad: Tensor, damping: float, diagonal: Tensor 
     scale = None if diagonal is None else diagonal.rsqrt()
     scaled_factor = factor if scale is None else factor * scale
     scaled_grad = grad if scale is None else grad * scale
-    gram = _gram(scaled_factor)
-    eigenvalues, eigenvectors = torch.linalg.eigh(gram)
+    eigenvalues, eigenvectors = torch.linalg.eigh(gram_matrix(scaled_factor))
     projected = eigenvectors.T @ (scaled_factor @ scaled_grad).double()
     weights = eigenvectors @ (projected / (eigenvalues.clamp_min(0) + damping))
     solution: Tensor = (scaled_grad - scaled_factor.T @ weights.to(grad.dtype)) / damping
     return solution if scale is None else solution * scale
 
 
-def _gram(factor: Tensor) -> Tensor:
+def gram_matrix(factor: Tensor) -> Tensor:
     """``T T^T`` in float64, in column blocks so that no float64 copy of a large factor exists."""
     if factor.dtype == torch.float64:
         return factor @ factor.T
