@@ -5,11 +5,11 @@ from setuptools import find_packages, setup
 root = Path(__file__).parent
 
 zoo = ["rl_zoo3[plots]>=2.9.2,<3.0", "requests"]  # brings sb3_contrib, and tqdm and rich for progress bars
-envs = ["pybullet", "pybullet_envs_gymnasium>=0.6", "mujoco"]
+envs = ["pybullet", "pybullet_envs_gymnasium>=0.6", "gymnasium[mujoco]"]
 ray = ["ray"]
 benchmarks = ["scipy", "pandas<3", "matplotlib"]
 docs = ["sphinx", "myst-parser", "furo"]
-tests = [*zoo, *envs, *benchmarks, "pytest", "pytest-xdist", "hypothesis", "mypy", "ruff", "tensorboard"]
+tests = [*zoo, *envs, *ray, *benchmarks, "pytest", "pytest-xdist", "hypothesis", "mypy", "ruff", "tensorboard"]
 
 setup(
     name="sb3-wng",
@@ -24,7 +24,7 @@ setup(
     packages=[*find_packages(include=["sb3_wng", "sb3_wng.*"]), "sb3_wng.zoo_hyperparams"],
     package_dir={"sb3_wng.zoo_hyperparams": "zoo_hyperparams"},
     package_data={
-        "sb3_wng": ["py.typed", "version.txt"],
+        "sb3_wng": ["py.typed", "version.txt", "envs/assets/*.xml"],
         "sb3_wng.zoo_hyperparams": ["*.yml", "published/*.yml"],
     },
     python_requires=">=3.10",
@@ -33,6 +33,7 @@ setup(
         "torch>=2.8,<3.0",
         "gymnasium>=1.0,<2.0",
         "POT>=0.9.5",
+        "loky>=3.4",
     ],
     extras_require={
         "zoo": zoo,

@@ -2,9 +2,10 @@
 
 from importlib import resources
 
-from sb3_wng.algorithms import NPG, PG, WNPG, rank_embeddings
+from sb3_wng import envs
+from sb3_wng.algorithms import BGPG, BGWNPG, NPG, PG, WNPG, rank_embeddings
 from sb3_wng.behavior import BehaviorCallback
 
 __version__ = resources.files(__name__).joinpath("version.txt").read_text().strip()
 
-__all__ = ["NPG", "PG", "WNPG", "BehaviorCallback", "__version__", "rank_embeddings"]
+__all__ = ["BGPG", "BGWNPG", "NPG", "PG", "WNPG", "BehaviorCallback", "__version__", "envs", "rank_embeddings"]

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_wng import NPG, PG, WNPG
+from sb3_wng import BGPG, BGWNPG, NPG, PG, WNPG
 
 if TYPE_CHECKING:
     import optuna
 
-ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"wnpg": WNPG, "npg": NPG, "pg": PG}
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"wnpg": WNPG, "bgwnpg": BGWNPG, "bgpg": BGPG, "npg": NPG, "pg": PG}
 
 MODEL_SCRIPTS = ("train", "enjoy", "record_video", "record_training")  # these are given one --algo and one --env
 PLOT_SCRIPTS = ("plots.plot_train", "plots.all_plots", "plots.plot_from_file")
@@ -50,6 +50,19 @@ def _sample_trust_region(trial: optuna.Trial, radius: str, low: float, high: flo
     }
 
 
+def _sample_epochs(trial: optuna.Trial, name: str) -> dict[str, Any]:
+    """Passes of Adam over minibatches; ``name`` is the constructor's argument for their number."""
+    return {
+        name: trial.suggest_int(name, 1, 20),
+        "policy_batch_size_pow": trial.suggest_int("policy_batch_size_pow", 5, 10),
+    }
+
+
+def _sample_penalty(trial: optuna.Trial) -> dict[str, Any]:
+    """A coefficient that adapts; among the sampled values so that ``--trial-id`` finds it there."""
+    return {"adaptive_coef": trial.suggest_categorical("adaptive_coef", [True])}
+
+
 SPECIFIC_SAMPLERS: dict[str, Callable[[optuna.Trial], dict[str, Any]]] = {
     "wnpg": lambda trial: {
         "std_weight": trial.suggest_categorical("std_weight", [1.0, 2.0, 4.0]),
@@ -57,9 +70,16 @@ SPECIFIC_SAMPLERS: dict[str, Callable[[optuna.Trial], dict[str, Any]]] = {
     },
     # A KL summed over the action dimensions: the upper end serves robots with many joints.
     "npg": lambda trial: _sample_trust_region(trial, "target_kl", 0.002, 0.5),
-    "pg": lambda trial: {
-        "n_policy_updates": trial.suggest_int("n_policy_updates", 1, 20),
-        "policy_batch_size_pow": trial.suggest_int("policy_batch_size_pow", 5, 10),
+    "pg": lambda trial: _sample_epochs(trial, "n_policy_updates"),
+    "bgpg": lambda trial: {
+        **_sample_epochs(trial, "n_policy_updates"),
+        **_sample_penalty(trial),
+        "target_distance": trial.suggest_float("target_distance", 0.002, 0.2, log=True),
+    },
+    "bgwnpg": lambda trial: {
+        **_sample_trust_region(trial, "target_distance", 0.002, 0.2),
+        **_sample_epochs(trial, "n_penalized_epochs"),
+        **_sample_penalty(trial),
     },
 }
 

@@ -43,6 +43,8 @@ ALGOS = {
     "wnpg": ("sb3_wng", "WNPG"),
     "npg": ("sb3_wng", "NPG"),
     "pg": ("sb3_wng", "PG"),
+    "bgpg": ("sb3_wng", "BGPG"),
+    "bgwnpg": ("sb3_wng", "BGWNPG"),
     "trpo": ("sb3_contrib", "TRPO"),
 }
 
@@ -72,9 +74,12 @@ EXCLUDED = {
     ("contrib", "npg"): {
         "test_identity.py::test_discrete": "1500 steps are two updates; with its one seed MultiBinary ends at 87, not 90",
     },
-    ("contrib", "pg"): {
-        "test_cnn.py::test_cnn": "sets cg_max_steps, and the plain gradient has no linear system to solve",
-        "test_run.py::test_trpo_params": "sets sub_sampling_factor, and the plain gradient has no metric to estimate",
+    **{
+        ("contrib", algo): {
+            "test_cnn.py::test_cnn": "sets cg_max_steps, and the plain gradient has no linear system to solve",
+            "test_run.py::test_trpo_params": "sets sub_sampling_factor, and the plain gradient has no metric to estimate",
+        }
+        for algo in ("pg", "bgpg")
     },
 }
 

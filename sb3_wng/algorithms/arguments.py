@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_wng.algorithms.behavior_samples import STATE_EMBEDDINGS
+from sb3_wng.algorithms.penalty import DISTANCES
 from sb3_wng.behavior import make_embedding
 
 if TYPE_CHECKING:
@@ -37,14 +39,15 @@ def check_policy_gradient_arguments(model: NaturalPolicyGradient) -> None:
         raise ValueError(f"cg_damping must be a finite number >= 0, got {model.cg_damping}")
     if model.cg_damping == 0 and (model.metric == "kernel" or model.adaptive_damping):
         raise ValueError("cg_damping must be > 0 for metric='kernel' and for adaptive_damping")
-    if model.uses_kernel:
+    if model.uses_kernel or model.wasserstein_coef != 0:
         check_embedding(model)
+    check_penalty(model)
     if not 0 < model.line_search_shrinking_factor < 1:
         raise ValueError(f"line_search_shrinking_factor must be in (0, 1), got {model.line_search_shrinking_factor}")
     if model.step_rule == "trust_region":
         if model.metric == "fisher" and model.target_kl is None:
             raise ValueError("metric='fisher' measures its trust region by target_kl, a number > 0 (e.g. 0.01 x action dim)")
-        if model.policy_batch_size is not None:
+        if model.policy_batch_size is not None and model.n_penalized_epochs == 0:
             raise ValueError("policy_batch_size must be None with step_rule='trust_region': its region is the whole rollout's")
     elif model.step_rule == "fixed_rate" and model.metric != "fisher" and model.normalize_advantage:
         warnings.warn(
@@ -66,8 +69,44 @@ def check_embedding(model: NaturalPolicyGradient) -> None:
         make_embedding(model.embedding)
     except ValueError as error:
         raise ValueError(f"{error}; embeddings of single states: {', '.join(map(repr, STATE_EMBEDDINGS))}") from None
-    if model.policy_batch_size is not None:
-        raise ValueError("policy_batch_size must be None with an embedding of trajectories, which are cut from the rollout")
+    if model.uses_kernel and model.policy_batch_size is not None:
+        raise ValueError(
+            "policy_batch_size must be None for a kernel metric with an embedding of trajectories, cut from the rollout"
+        )
+
+
+def check_penalty(model: NaturalPolicyGradient) -> None:
+    """:raises ValueError: for a penalty that cannot be computed or would have no effect, saying what to pass instead"""
+    check_choice("distance", model.distance, DISTANCES)
+    check_integers(model, n_penalized_epochs=0)
+    check_positive(model, "entropic_reg")
+    if not is_finite_number(model.wasserstein_coef):
+        raise ValueError(
+            f"wasserstein_coef must be a finite number (> 0 attracts, < 0 repels), got {model.wasserstein_coef!r}"
+        )
+    if model.adaptive_coef and not model.wasserstein_coef > 0:
+        raise ValueError(
+            f"adaptive_coef needs wasserstein_coef > 0, got {model.wasserstein_coef}: raising a coefficient lowers the "
+            "distance only where it attracts"
+        )
+    if model.adaptive_coef and model.step_rule == "trust_region" and model.n_penalized_epochs == 0:
+        raise ValueError("adaptive_coef has nothing to adapt to in a trust region, which ends at target_distance by itself")
+    if model.wasserstein_coef == 0:
+        if model.reference is not None:
+            warnings.warn("reference has no effect with wasserstein_coef=0", stacklevel=5)
+        return
+    is_of_states = isinstance(model.embedding, str) and model.embedding in STATE_EMBEDDINGS
+    if model.distance in ("closed_form", "kl"):
+        if not is_of_states or model.reference is not None:
+            raise ValueError(
+                f"distance={model.distance!r} compares the actions of successive policies; with a reference or an embedding "
+                "of trajectories pass distance='sinkhorn' or 'dual'"
+            )
+    elif is_of_states and model.env is not None and not isinstance(model.action_space, spaces.Box):
+        raise ValueError(
+            f"distance={model.distance!r} of single actions needs a Box action space; for {model.action_space} "
+            "distance='closed_form' is exact (total variation), and embedding='action_sequence' works with samples"
+        )
 
 
 def is_finite_number(value: Any) -> bool:

@@ -92,6 +92,7 @@ class PG(NaturalPolicyGradient):
             max_grad_norm=max_grad_norm,
             metric="euclidean",
             step_rule="optimizer",
+            cg_damping=0.0,
             use_sde=use_sde,
             sde_sample_freq=sde_sample_freq,
             rollout_buffer_class=rollout_buffer_class,

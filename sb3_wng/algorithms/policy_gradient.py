@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
@@ -27,25 +26,20 @@ from torch import nn
 
 from sb3_wng.algorithms.action_laws import action_law, actor_and_critic_parameters
 from sb3_wng.algorithms.arguments import check_policy_gradient_arguments
-from sb3_wng.algorithms.behavior_samples import BehaviorSampler
+from sb3_wng.algorithms.guidance import begin_penalty, embed_reference, make_penalty
+from sb3_wng.algorithms.penalty import BehaviorPenalty
+from sb3_wng.algorithms.policy_metrics import policy_metrics
 from sb3_wng.algorithms.rollouts import (
     check_finite_observation,
     check_finite_rollout,
     minibatches,
     policy_actions,
+    rollout_in_order,
     select,
 )
 from sb3_wng.algorithms.surrogate import Measurement, PolicyBatch, PolicyGradient, measure, policy_gradient
-from sb3_wng.behavior import BehaviorEmbedding, Trajectory, make_embedding, spread
-from sb3_wng.geometry import (
-    ActionLaw,
-    BehaviorSample,
-    EuclideanMetric,
-    FactoredMetric,
-    GaussNewtonMetric,
-    Metric,
-    SumMetric,
-)
+from sb3_wng.behavior import BehaviorEmbedding, Trajectory
+from sb3_wng.geometry import ActionLaw
 from sb3_wng.optim import (
     Damping,
     FixedRate,
@@ -105,6 +99,12 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
         embedding: str | BehaviorEmbedding | Callable[[Trajectory], Any] = "actions",
         embedding_horizon: int = 32,
         sub_sampling_factor: int = 1,
+        wasserstein_coef: float = 0.0,
+        distance: str = "closed_form",
+        adaptive_coef: bool = False,
+        entropic_reg: float = 0.2,
+        reference: Any = None,
+        n_penalized_epochs: int = 0,
         normalize_advantage: bool = True,
         max_grad_norm: float = 0.5,
         use_sde: bool = False,
@@ -163,9 +163,16 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
         self.embedding = embedding
         self.embedding_horizon = embedding_horizon
         self.sub_sampling_factor = sub_sampling_factor
+        self.wasserstein_coef = wasserstein_coef
+        self.distance = distance
+        self.adaptive_coef = adaptive_coef
+        self.entropic_reg = entropic_reg
+        self.reference = reference
+        self.n_penalized_epochs = n_penalized_epochs
         self.normalize_advantage = normalize_advantage
         self._has_warned_of_few_samples = False
         check_policy_gradient_arguments(self)
+        self.reference = None if reference is None else embed_reference(self)
         if _init_setup_model:
             self._setup_model()
 
@@ -179,6 +186,7 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
         self.natural_gradient = NaturalGradient(self._make_step_rule(), damping)
         if self.uses_kernel:
             self.kernel_metric = KernelWassersteinMetric(self.n_basis, self.log_bandwidth, self.diagonal_damping, self.seed)
+        self.penalty = make_penalty(self) if self.wasserstein_coef != 0 else None
 
     @property
     def uses_kernel(self) -> bool:
@@ -199,7 +207,8 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
     def train(self) -> None:
         """Update the actor, then the critic, from the rollout buffer."""
         self._update_learning_rate(self.policy.optimizer)
-        rollout = next(self.rollout_buffer.get(batch_size=None))
+        in_order = self.penalty is not None and self.penalty.embedding is not None
+        rollout = rollout_in_order(self.rollout_buffer) if in_order else next(self.rollout_buffer.get(batch_size=None))
         self._update_policy(rollout)
         self._update_critic(rollout)
         self._n_updates += 1
@@ -212,14 +221,36 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
         batch = self._policy_batch(rollout)
         unit = self._unit(batch.old_law)
         self.natural_gradient.step_rule = self._make_step_rule(unit)
+        if self.penalty is not None:
+            batch = begin_penalty(self, self.penalty, batch)
         reports = []
+        batch_size = None if self.step_rule == "trust_region" else self.policy_batch_size
         for _ in range(self.n_policy_updates):
-            for index in minibatches(len(batch.advantages), self.policy_batch_size, self.device):
-                reports.append(self._policy_step(batch if self.policy_batch_size is None else batch.rows(index), unit))
+            for index in minibatches(len(batch.advantages), batch_size, self.device):
+                reports.append(self._policy_step(batch if batch_size is None else batch.rows(index), unit))
             measured = self.measure(batch)
             if self.step_rule == "optimizer" and self.target_kl is not None and measured.kl_divergence > 1.5 * self.target_kl:
                 break  # as PPO: this rule has no cap of its own
+        if self.penalty is not None and self.n_penalized_epochs > 0:
+            measured = self._penalized_epochs(batch)
         self._log_policy_update(reports, measured)
+        if self.penalty is not None:
+            self._end_penalty(self.penalty, measured)
+
+    def _penalized_epochs(self, batch: PolicyBatch) -> Measurement:
+        """Epochs of the optimiser on the penalised surrogate, after the natural steps."""
+        step = OptimizerStep(self.policy.optimizer, self.max_grad_norm)
+        for _ in range(self.n_penalized_epochs):
+            for index in minibatches(len(batch.advantages), self.policy_batch_size, self.device):
+                gradient = self.policy_gradient(batch.rows(index)).gradient
+                if th.isfinite(gradient).all():
+                    step(self.actor_parameters, gradient, 0.0, 0.0, lambda: Trial(0.0))
+                else:
+                    self.natural_gradient.n_skipped += 1
+            measured = self.measure(batch)
+            if self.target_kl is not None and measured.kl_divergence > 1.5 * self.target_kl:
+                break
+        return measured
 
     def _refresh_batch_statistics(self, rollout: RolloutBufferSamples) -> None:
         """Let batch norm see the new rollout, as it would in a step taken in training mode."""
@@ -243,7 +274,7 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
 
     def _policy_step(self, batch: PolicyBatch, unit: float) -> StepReport:
         estimate = self.policy_gradient(batch)
-        metric, length_metric = self._metrics(batch, estimate, unit)
+        metric, length_metric = policy_metrics(self, batch, estimate, unit)
         return self.natural_gradient.step(
             self.actor_parameters,
             estimate.gradient,
@@ -255,11 +286,16 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
 
     def policy_gradient(self, batch: PolicyBatch) -> PolicyGradient:
         """Gradient of the surrogate in the actor's parameters."""
-        return policy_gradient(self.policy, self.actor_parameters, batch, self.std_weight)
+        return policy_gradient(self.policy, self.actor_parameters, batch, self.std_weight, self._penalty_of_actions)
 
     def measure(self, batch: PolicyBatch) -> Measurement:
         """Compare the current policy with the one that collected the batch."""
-        return measure(self.policy, batch, self.std_weight)
+        return measure(self.policy, batch, self.std_weight, self._penalty_of_actions)
+
+    @property
+    def _penalty_of_actions(self) -> BehaviorPenalty | None:
+        """The penalty, where it is a function of the law of actions and not already in the advantages."""
+        return self.penalty if self.penalty is not None and self.penalty.embedding is None else None
 
     def _unit(self, law: ActionLaw) -> float:
         """What squared lengths are measured in, so that radius and damping mean the same on every task.
@@ -274,54 +310,6 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
     def _trial(self, measured: Measurement, unit: float) -> Trial:
         distance = 2 * measured.kl_divergence if self.metric == "fisher" else measured.wasserstein_distance
         return Trial(measured.objective, distance / unit, measured.kl_divergence)
-
-    def _metrics(self, batch: PolicyBatch, estimate: PolicyGradient, unit: float) -> tuple[Metric, Metric | None]:
-        """The metric that shapes the direction, and one that measures its length where the first cannot."""
-        if self.metric in ("closed_form", "fisher"):
-            return self._closed_form_metric(batch, estimate.law, unit), None
-        length_metric = self._closed_form_metric(batch, estimate.law, unit) if self.step_rule == "trust_region" else None
-        if self.metric == "euclidean":
-            return EuclideanMetric(), length_metric
-        kernel_metric = self._kernel_metric(batch, estimate, unit)
-        if self.metric == "kernel":
-            return kernel_metric, length_metric
-        closed_form = length_metric or self._closed_form_metric(batch, estimate.law, unit)
-        return SumMetric([closed_form, kernel_metric], self.cg_max_steps), closed_form
-
-    def _closed_form_metric(self, batch: PolicyBatch, law: ActionLaw, unit: float) -> GaussNewtonMetric:
-        if self.sub_sampling_factor > 1:  # the metric needs fewer samples than the gradient; the rollout is shuffled
-            law = self.action_law(select(batch.observations, slice(None, None, self.sub_sampling_factor)))
-        product = law.fisher_product if self.metric == "fisher" else law.wasserstein_product
-        return GaussNewtonMetric(
-            law.coordinates, self.actor_parameters, lambda tangent: product(tangent) / unit, self.cg_max_steps
-        )
-
-    def _kernel_metric(self, batch: PolicyBatch, estimate: PolicyGradient, unit: float) -> FactoredMetric:
-        sample = self.behavior_sample(batch, estimate)
-        if self.embedding != "actions" and self.step_rule == "trust_region":  # not comparable with the actions' spread
-            unit = max(spread(sample.embeddings.detach()), 1e-12)
-        n_samples = len(sample.embeddings)
-        if n_samples < 2 * self.n_basis and not self._has_warned_of_few_samples:
-            self._has_warned_of_few_samples = True
-            warnings.warn(
-                f"The kernel metric has {n_samples} samples of behaviour for n_basis={self.n_basis} functions; it wants twice "
-                "as many: collect more, lower n_basis or (for trajectories) embedding_horizon",
-                stacklevel=2,
-            )
-        metric = self.kernel_metric(sample, scale=1 / unit)
-        self.logger.record("train/effective_rank", metric.effective_rank())
-        return metric
-
-    def behavior_sample(self, batch: PolicyBatch, estimate: PolicyGradient) -> BehaviorSample:
-        """The rollout's behaviour in the space of ``embedding``, with its gradient."""
-        sampler = BehaviorSampler(
-            self.policy, self.actor_parameters, self.observation_space, self.action_space, self.kernel_metric.generator
-        )
-        if self.embedding == "actions":
-            return sampler.actions(batch, estimate)
-        if self.embedding == "actions_and_values":
-            return sampler.actions_and_values(batch, estimate)
-        return sampler.trajectories(self.rollout_buffer, make_embedding(self.embedding), self.embedding_horizon)
 
     def _update_critic(self, rollout: RolloutBufferSamples) -> None:
         if not self.critic_parameters:
@@ -339,6 +327,19 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
                 losses.append(loss.detach())
         if losses:
             self.logger.record("train/value_loss", th.stack(losses).mean().item())
+
+    def _end_penalty(self, penalty: BehaviorPenalty, measured: Measurement) -> None:
+        """Adapt the coefficient to how far the rollout's update went, and log both."""
+        self.logger.record("train/wasserstein_coef", penalty.coefficient.item())
+        if penalty.standing is None:
+            return
+        distance = measured.penalty_distance if penalty.embedding is None else penalty.standing.distance
+        if self.distance != "kl":
+            self.logger.record("train/wasserstein_distance", distance)
+        if self.distance == "dual":
+            self.logger.record("train/n_dual_fallbacks", penalty.samples.n_fallbacks.item())
+        if self.adaptive_coef:
+            penalty.adapt(distance, self.target_distance)
 
     def _log_policy_update(self, reports: list[StepReport], measured: Measurement) -> None:
         ratios = [report.reduction_ratio for report in reports if report.reduction_ratio is not None]
@@ -386,7 +387,7 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
         return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        modules = ["natural_gradient"] + (["kernel_metric"] if self.uses_kernel else [])
+        modules = ["natural_gradient"] + ["kernel_metric"] * self.uses_kernel + ["penalty"] * (self.penalty is not None)
         return ["policy", "policy.optimizer", *modules], []
 
     def _excluded_save_params(self) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSamples
 
 
 def select(observations: PyTorchObs, index: th.Tensor | slice) -> PyTorchObs:
@@ -52,3 +52,9 @@ def check_finite_observation(observation: np.ndarray | dict[str, np.ndarray] | N
             "env: non-finite observations; all must be finite numbers. Nothing was learnt from this rollout. "
             "stable_baselines3's VecCheckNan finds the cause."
         ) from cause
+
+
+def rollout_in_order(buffer: RolloutBuffer) -> RolloutBufferSamples:
+    """All transitions of a filled buffer, one environment after the other: the order that windows are cut in."""
+    next(buffer.get(batch_size=None))  # flattens
+    return buffer._get_samples(np.arange(buffer.buffer_size * buffer.n_envs))

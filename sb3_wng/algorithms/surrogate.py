@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -50,6 +50,17 @@ class Measurement(NamedTuple):
     objective: float
     wasserstein_distance: float  # squared, in squared action units
     kl_divergence: float  # KL(old || new), summed over action dimensions
+    penalty_distance: float = 0.0  # what a penalty's coefficient multiplies, before it is put in its unit
+
+
+class Penalty(Protocol):
+    """A term of the minimised loss that depends on the law of actions at a batch's states."""
+
+    def distance_of(self, law: ActionLaw, batch: PolicyBatch) -> th.Tensor:
+        """Shape (), attached to the graph of ``law``."""
+
+    def weigh(self, distance: th.Tensor) -> th.Tensor:
+        """The term of the loss for a distance, shape ()."""
 
 
 def surrogate(log_prob: th.Tensor, batch: PolicyBatch) -> th.Tensor:
@@ -58,24 +69,35 @@ def surrogate(log_prob: th.Tensor, batch: PolicyBatch) -> th.Tensor:
 
 
 def policy_gradient(
-    policy: ActorCriticPolicy, parameters: Sequence[nn.Parameter], batch: PolicyBatch, std_weight: float = 1.0
+    policy: ActorCriticPolicy,
+    parameters: Sequence[nn.Parameter],
+    batch: PolicyBatch,
+    std_weight: float = 1.0,
+    penalty: Penalty | None = None,
 ) -> PolicyGradient:
-    """Gradient of :func:`surrogate` in ``parameters``; the graph is kept for the metric."""
+    """Gradient of :func:`surrogate`, less a penalty, in ``parameters``; the graph is kept for the metric."""
     distribution = policy.get_distribution(batch.observations)
     law = action_law(distribution, std_weight)
     log_prob = distribution.log_prob(batch.actions)
     objective = surrogate(log_prob, batch)
+    if penalty is not None:
+        objective = objective - penalty.weigh(penalty.distance_of(law, batch))
     grads = th.autograd.grad(objective, list(parameters), retain_graph=True, allow_unused=True, materialize_grads=True)
     return PolicyGradient(th.cat([grad.reshape(-1) for grad in grads]), objective.item(), law, log_prob)
 
 
-def measure(policy: ActorCriticPolicy, batch: PolicyBatch, std_weight: float = 1.0) -> Measurement:
+def measure(
+    policy: ActorCriticPolicy, batch: PolicyBatch, std_weight: float = 1.0, penalty: Penalty | None = None
+) -> Measurement:
     """Compare the current policy with the one that collected the batch."""
     with th.no_grad():
         distribution = policy.get_distribution(batch.observations)
         law = action_law(distribution, std_weight)
+        objective = surrogate(distribution.log_prob(batch.actions), batch)
+        distance = objective.new_zeros(()) if penalty is None else penalty.distance_of(law, batch)
         return Measurement(
-            surrogate(distribution.log_prob(batch.actions), batch).item(),
+            (objective if penalty is None else objective - penalty.weigh(distance)).item(),
             batch.old_law.wasserstein_distance(law).mean().item(),
             batch.old_law.kl_divergence(law).mean().item(),
+            distance.item(),
         )

@@ -1,5 +1,6 @@
 """From experience to points in behaviour space: trajectories, the embeddings that map them, and their recording."""
 
+from sb3_wng.behavior.bonuses import BehaviorBonus, NoveltyBonus, WassersteinBonus
 from sb3_wng.behavior.callbacks import BehaviorCallback
 from sb3_wng.behavior.embeddings import (
     EMBEDDINGS,
@@ -12,24 +13,30 @@ from sb3_wng.behavior.embeddings import (
     make_embedding,
     spread,
 )
+from sb3_wng.behavior.references import collect_trajectories, reference_points
 from sb3_wng.behavior.spaces import flat_actions, flat_observations
 from sb3_wng.behavior.trajectories import Trajectories, Trajectory, Windows, cut_windows
 
 __all__ = [
     "EMBEDDINGS",
     "ActionSequence",
+    "BehaviorBonus",
     "BehaviorCallback",
     "BehaviorEmbedding",
     "FinalState",
+    "NoveltyBonus",
     "PerTrajectory",
     "RewardToGo",
     "StateVisitation",
     "Trajectories",
     "Trajectory",
+    "WassersteinBonus",
     "Windows",
+    "collect_trajectories",
     "cut_windows",
     "flat_actions",
     "flat_observations",
     "make_embedding",
+    "reference_points",
     "spread",
 ]

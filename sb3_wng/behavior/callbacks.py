@@ -20,10 +20,8 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor
 
 from sb3_wng.behavior.embeddings import EMBEDDINGS, BehaviorEmbedding, make_embedding, spread
-from sb3_wng.behavior.spaces import flat_actions, flat_observations
+from sb3_wng.behavior.spaces import environment_major, environment_major_observations, flat_actions, flat_observations
 from sb3_wng.behavior.trajectories import Trajectories, Trajectory, Windows, cut_windows
-
-Observations = NDArray[Any] | dict[str, NDArray[Any]]
 
 OFF_POLICY_STEPS = 2048  # PPO's rollout
 FEW_WINDOWS = 16
@@ -32,7 +30,7 @@ FEW_WINDOWS = 16
 class Step(NamedTuple):
     """One step of all environments."""
 
-    observations: Observations  # (n_envs, ...), before the action
+    observations: NDArray[Any] | dict[str, NDArray[Any]]  # (n_envs, ...), before the action
     actions: NDArray[Any]  # (n_envs, ...), as the environments got them
     rewards: NDArray[Any]  # (n_envs,)
     episode_starts: NDArray[np.bool_]  # (n_envs,)
@@ -180,9 +178,11 @@ class BehaviorCallback(BaseCallback):
         index[mask] = torch.arange(len(rows))
         return Trajectories.from_steps(
             Windows(index, mask),
-            flat_observations(_select([step.observations for step in steps], rows), self.model.observation_space),
-            flat_actions(_environment_major([step.actions for step in steps])[rows], self.model.action_space),
-            torch.as_tensor(_environment_major([step.rewards for step in steps])[rows]).float(),
+            flat_observations(
+                environment_major_observations([step.observations for step in steps], rows), self.model.observation_space
+            ),
+            flat_actions(environment_major([step.actions for step in steps])[rows], self.model.action_space),
+            torch.as_tensor(environment_major([step.rewards for step in steps])[rows]).float(),
         )
 
     def _record(self, trajectories: Trajectories) -> None:
@@ -346,19 +346,6 @@ def draw_embeddings(
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def _environment_major(steps: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """Steps of shape (n_envs, ...) one after the other, one environment after the other: (n_envs * n_steps, ...)."""
-    stacked = np.stack(steps, axis=1)
-    return stacked.reshape(-1, *stacked.shape[2:])
-
-
-def _select(observations: Sequence[Any], rows: NDArray[np.int64]) -> Observations:
-    """Rows, in environment-major order, of the observations of several steps."""
-    if isinstance(observations[0], dict):
-        return {key: _environment_major([step[key] for step in observations])[rows] for key in observations[0]}
-    return _environment_major(observations)[rows]
 
 
 def _check_reference(reference: ArrayLike | Tensor) -> Tensor:

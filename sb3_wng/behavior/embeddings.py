@@ -35,14 +35,17 @@ class ActionSequence:
 
 
 class FinalState:
-    """The observation at which the window's last action was taken; d = f.
+    """Where the window ends: the observation that its last step returned; d = f.
 
-    A rollout buffer does not keep the observation that follows an episode's last action.
+    A rollout buffer does not keep the observation that follows an episode's last action: there it is the one at which the
+    window's last action was taken.
     """
 
     is_pathwise = False
 
     def __call__(self, trajectories: Trajectories) -> Tensor:
+        if trajectories.final_observations is not None:
+            return trajectories.final_observations
         return trajectories.observations[torch.arange(len(trajectories)), trajectories.lengths - 1]
 
 

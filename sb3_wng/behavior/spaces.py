@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
@@ -36,3 +37,18 @@ def flat_actions(actions: Array, space: spaces.Space[Any]) -> Tensor:
     :return: shape (N, a), float32
     """
     return flat_observations(actions, space)
+
+
+def environment_major(steps: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Steps of shape (n_envs, ...) one after the other, one environment after the other: (n_envs * n_steps, ...)."""
+    stacked = np.stack(steps, axis=1)
+    return stacked.reshape(-1, *stacked.shape[2:])
+
+
+def environment_major_observations(
+    steps: Sequence[Any], rows: NDArray[np.int64] | slice = slice(None)
+) -> NDArray[Any] | dict[str, NDArray[Any]]:
+    """Rows, in environment-major order, of the observations (arrays or dicts of them) of several steps."""
+    if isinstance(steps[0], dict):
+        return {key: environment_major([step[key] for step in steps])[rows] for key in steps[0]}
+    return environment_major(steps)[rows]

@@ -18,6 +18,7 @@ class Trajectory(NamedTuple):
     observations: Tensor  # (t, f), preprocessed and flattened
     actions: Tensor  # (t, a), one-hot for discrete spaces
     rewards: Tensor  # (t,)
+    final_observation: Tensor | None = None  # (f,): what the last step returned, where it is known
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,15 @@ class Trajectories:
     :param actions: shape (n, T, a): one-hot for discrete spaces; may be attached to a graph
     :param rewards: shape (n, T)
     :param mask: shape (n, T), True where a step is real; every window has at least one
+    :param final_observations: shape (n, f), the observations that the windows' last steps returned, where they are known
+        (whole episodes of evolution strategies; a rollout buffer does not keep them)
     """
 
     observations: Tensor
     actions: Tensor
     rewards: Tensor
     mask: Tensor
+    final_observations: Tensor | None = None
 
     @classmethod
     def from_steps(cls, windows: Windows, observations: Tensor, actions: Tensor, rewards: Tensor) -> Trajectories:
@@ -50,7 +54,8 @@ class Trajectories:
 
     def __iter__(self) -> Iterator[Trajectory]:
         for i, length in enumerate(self.lengths.tolist()):
-            yield Trajectory(self.observations[i, :length], self.actions[i, :length], self.rewards[i, :length])
+            final = None if self.final_observations is None else self.final_observations[i]
+            yield Trajectory(self.observations[i, :length], self.actions[i, :length], self.rewards[i, :length], final)
 
 
 @dataclass(frozen=True)

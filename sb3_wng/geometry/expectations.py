@@ -61,6 +61,36 @@ class ScoreFunction:
         return vector_jacobian_products(self.log_probs, self.parameters, centred)
 
 
+@dataclass(frozen=True)
+class Perturbation:
+    r"""Antithetic pairs of perturbed parameters: nothing is differentiated (eq. 14).
+
+    :math:`\frac{1}{2 P \sigma} \sum_i \epsilon_i (h_m(X_{i+}) - h_m(X_{i-}))` with X_{i+-} sampled at
+    :math:`\theta \pm \sigma \epsilon_i`: an unbiased estimate of the gradient of E h_m smoothed by the noise. (As printed,
+    the equation lacks a factor of sigma.) Its error falls as sqrt(p / P), so that few directions of many parameters are
+    known; the same pairs estimate the gradient of the return.
+
+    :param noise: epsilon, standard normal, shape (P, p)
+    :param delta_std: sigma > 0
+    :raises ValueError: for a sigma that is not positive, and for values of another number of samples
+    """
+
+    noise: Tensor
+    delta_std: float
+
+    def __post_init__(self) -> None:
+        if not self.delta_std > 0:
+            raise ValueError(f"delta_std must be > 0, got {self.delta_std}")
+
+    def __call__(self, values: Tensor, gradients: Tensor | None = None) -> Tensor:
+        """:param values: shape (M, 2 P R): pair by pair, the R samples at + before those at -; ``gradients`` are not used."""
+        n_pairs = len(self.noise)
+        if values.shape[1] == 0 or values.shape[1] % (2 * n_pairs):
+            raise ValueError(f"{n_pairs} antithetic pairs need a multiple of {2 * n_pairs} samples, got {values.shape[1]}")
+        plus, minus = values.reshape(len(values), n_pairs, 2, -1).mean(dim=3).unbind(dim=2)
+        return (plus - minus).to(self.noise) @ self.noise / (2 * n_pairs * self.delta_std)
+
+
 def vector_jacobian_products(
     outputs: Tensor, parameters: Sequence[Tensor], cotangents: Tensor, chunk_elements: int = 1000
 ) -> Tensor:

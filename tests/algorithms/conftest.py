@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.logger import configure
 from torch.nn.utils import parameters_to_vector
 
-from sb3_wng import NPG, PG, WNPG
+from sb3_wng import BGPG, BGWNPG, NPG, PG, WNPG
 
 SMALL = {"n_steps": 32, "batch_size": 32, "n_critic_updates": 2, "seed": 0, "device": "cpu"}
 VARIANTS = {
@@ -18,6 +18,12 @@ VARIANTS = {
     "WNPG-kernel": (WNPG, {"metric": "kernel", "n_basis": 10}),
     "NPG": (NPG, {}),
     "PG": (PG, {"n_policy_updates": 2, "policy_batch_size": 16}),
+    "BGPG": (BGPG, {"n_policy_updates": 2, "policy_batch_size": 16, "learning_rate": 3e-3}),
+    "BGPG-trajectories": (
+        BGPG,
+        {"distance": "dual", "embedding": "action_sequence", "embedding_horizon": 8, "policy_batch_size": 16},
+    ),
+    "BGWNPG": (BGWNPG, {"n_penalized_epochs": 2, "policy_batch_size": 16, "learning_rate": 3e-3}),
 }
 
 

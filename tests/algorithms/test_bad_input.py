@@ -11,9 +11,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.sac.policies import SACPolicy
 from stable_baselines3.td3.policies import TD3Policy
 
-from sb3_wng import NPG, PG, WNPG
+from sb3_wng import BGPG, BGWNPG, NPG, PG, WNPG
 
-ALL = (WNPG, NPG, PG)
+ALL = (WNPG, NPG, PG, BGPG, BGWNPG)
 NAN, INF = float("nan"), float("inf")
 
 # argument, bad values, who takes the argument
@@ -34,6 +34,9 @@ BAD = [
     ("n_policy_updates", [0, -1, 1.5], ALL),
     ("policy_batch_size", [0, -1, 1.5], (WNPG, PG)),
     ("n_critic_updates", [-1, 1.5], ALL),
+    ("wasserstein_coef", [NAN, INF, None, "0.1"], (BGPG, BGWNPG)),
+    ("entropic_reg", [0, -0.1, NAN], (BGPG, BGWNPG)),
+    ("n_penalized_epochs", [-1, 1.5], (BGWNPG,)),
     ("n_steps", [0, -1], ALL),
     ("batch_size", [0, -1, 1.5], ALL),
 ]

@@ -189,5 +189,5 @@ def test_an_unknown_embedding_is_refused_at_once_with_all_known_ones(embedding):
 
 
 def test_minibatches_are_refused_for_trajectories():
-    with pytest.raises(ValueError, match="policy_batch_size must be None with an embedding of trajectories"):
+    with pytest.raises(ValueError, match="policy_batch_size must be None for a kernel metric"):
         WNPG("MlpPolicy", "Pendulum-v1", metric="kernel", embedding="final_state", step_rule="optimizer", policy_batch_size=16)

@@ -11,7 +11,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.utils import set_random_seed
 
-from sb3_wng import NPG, PG, WNPG
+from sb3_wng import BGPG, BGWNPG, NPG, PG, WNPG
 
 # What evolves besides the policy, and where it lives
 EVOLVING = {
@@ -22,6 +22,10 @@ EVOLVING = {
     "schedules": (WNPG, {"step_rule": "fixed_rate", "step_size": lambda remaining: 0.05 + 0.1 * remaining}),
     "npg": (NPG, {"adaptive_damping": True, "n_policy_updates": 2}),
     "pg": (PG, {"n_policy_updates": 3, "policy_batch_size": 16}),
+    "adaptive coefficient": (BGPG, {"adaptive_coef": True, "policy_batch_size": 16, "n_policy_updates": 2}),
+    "dual": (BGPG, {"distance": "dual", "policy_batch_size": 16, "n_policy_updates": 2}),
+    "rollout before": (BGPG, {"distance": "dual", "embedding": "state_visitation", "embedding_horizon": 4}),
+    "bgwnpg": (BGWNPG, {"distance": "sinkhorn", "policy_batch_size": 16, "adaptive_coef": True, "n_penalized_epochs": 2}),
 }
 
 
@@ -103,7 +107,9 @@ def test_a_skipped_step_is_counted_across_a_save(build, fill, reload):
     actor = [q.detach().clone() for q in model.actor_parameters]
     model.rollout_buffer.advantages[:] = np.nan
     model.train()
-    n_steps = model.n_policy_updates * (1 if model.policy_batch_size is None else 32 // model.policy_batch_size)
+    n_batches = 1 if model.policy_batch_size is None else 32 // model.policy_batch_size
+    n_steps = model.n_policy_updates * (1 if model.step_rule == "trust_region" else n_batches)
+    n_steps += model.n_penalized_epochs * n_batches
     assert all(torch.equal(q, p) for q, p in zip(model.actor_parameters, actor, strict=True))
     assert reload(model).natural_gradient.n_skipped == n_steps
 
@@ -145,7 +151,8 @@ def test_parameters_can_be_exchanged_between_models(build, weights):
     other.set_parameters(parameters)
     check_equal_state(other, model)
     held = {"policy", "policy.optimizer", "natural_gradient"}
-    assert set(parameters) == (held | {"kernel_metric"} if model.metric == "kernel" else held)
+    held |= {name for name, used in {"kernel_metric": model.uses_kernel, "penalty": model.penalty is not None}.items() if used}
+    assert set(parameters) == held
 
 
 def test_exact_matches_refuse_missing_and_unknown_parameters(build, weights):

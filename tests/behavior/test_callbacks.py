@@ -92,7 +92,7 @@ def windows_of(env, first, last):
 def assert_windows(trajectories, expected):
     assert len(trajectories) == len(expected)
     for window, parts in zip(trajectories, expected, strict=True):
-        for found, part in zip(window, parts, strict=True):
+        for found, part in zip(window[:3], parts, strict=True):
             torch.testing.assert_close(found, torch.as_tensor(np.array(part)).float())
 
 

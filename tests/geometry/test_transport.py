@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sb3_wng.geometry import DualPotentials, sinkhorn_distance, total_variation
-from sb3_wng.geometry.transport import _newton
+from sb3_wng.geometry.dual_potentials import _newton
 
 COSTS = ["sqeuclidean", "euclidean"]
 SHAPES = ["shift", "scale", "far", "near", "modes", "heavy"]
@@ -288,7 +288,7 @@ def test_the_solver_finds_the_stationary_point():
     problems = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "sb3_wng.geometry.transport._newton", lambda problem, *rest: (problems.append(problem), _newton(problem, *rest))[1]
+            "sb3_wng.geometry.dual_potentials._newton", lambda problem, *rest: (problems.append(problem), _newton(problem, *rest))[1]
         )
         duals.fit(x, y)
     (problem,) = problems

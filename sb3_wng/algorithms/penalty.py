@@ -1,0 +1,229 @@
+"""What behaviour-guided policy gradients add to the loss: a coefficient times the distance from other behaviour."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch as th
+from torch import nn
+
+from sb3_wng.algorithms.surrogate import PolicyBatch
+from sb3_wng.behavior import BehaviorEmbedding, spread
+from sb3_wng.geometry import ActionLaw, DualPotentials, GaussianLaw, sinkhorn_distance, sinkhorn_potential
+
+DISTANCES = ("closed_form", "dual", "sinkhorn", "kl")
+MAX_POINTS = 256  # actions of a batch that are transported: the cost of a plan grows as their square
+
+
+class SampleTransport(nn.Module):
+    """W2^2 between samples, debiased, by Sinkhorn's iteration or by dual potentials that are kept from call to call.
+
+    :param distance: ``"sinkhorn"`` or ``"dual"``
+    :param entropic_reg: in units of the mean cost
+    """
+
+    n_fallbacks: th.Tensor
+
+    def __init__(self, distance: str, entropic_reg: float) -> None:
+        super().__init__()
+        self.distance = distance
+        self.entropic_reg = entropic_reg
+        self.duals = nn.ModuleList()  # of (x, y), (x, x) and (y, y), from the first fit on: debiased as Sinkhorn's
+        self.register_buffer("n_fallbacks", th.tensor(0.0))
+
+    def value(self, x: th.Tensor, y: th.Tensor) -> th.Tensor:
+        """Distance between x (n, d) and y (m, d), differentiable in x; shape ()."""
+        fixed = x.detach()
+        duals = self._fitted(fixed, y)
+        if duals is None:
+            return sinkhorn_distance(x, y, self.entropic_reg)
+        of_x = duals[1].value(x, fixed)  # half the gradient of W(x, x): fixed is x, too
+        return duals[0].value(x, y) - of_x + 0.5 * (of_x.detach() - duals[2].value(y, y))
+
+    def potential(self, x: th.Tensor, y: th.Tensor) -> th.Tensor:
+        """Derivative of the distance in the mass at each point of x, up to a constant; shape (n,)."""
+        duals = self._fitted(x, y)
+        if duals is None:
+            return sinkhorn_potential(x, y, self.entropic_reg)
+        return duals[0].forward(x) - duals[1].forward(x)
+
+    def _fitted(self, x: th.Tensor, y: th.Tensor) -> list[DualPotentials] | None:
+        """The duals of (x, y), (x, x) and (y, y), or ``None`` where Sinkhorn's iteration is to be used."""
+        if self.distance == "sinkhorn":
+            return None
+        if not self.duals:
+            self._make_duals(x.shape[1])
+            self.duals.to(x.device)
+        duals = [dual for dual in self.duals if isinstance(dual, DualPotentials)]
+        if all(dual.fit(*pair).converged for dual, pair in zip(duals, ((x, y), (x, x), (y, y)), strict=True)):
+            return duals
+        self.n_fallbacks += 1
+        warnings.warn(
+            "The dual potentials did not converge; Sinkhorn's iteration took their place (train/n_dual_fallbacks counts "
+            "how often). A larger entropic_reg makes the problem easier",
+            stacklevel=2,
+        )
+        return None
+
+    def _make_duals(self, dim: int) -> None:
+        self.duals.extend(DualPotentials(dim, entropic_reg=self.entropic_reg) for _ in range(3))
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"dim": len(self.duals[0].get_buffer("center")) if self.duals else 0}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Nothing: ``_load_from_state_dict`` has used it."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Before its parts are loaded: make room for potentials that were saved
+        dim = state_dict.get(f"{prefix}_extra_state", {}).get("dim", 0)
+        if dim and not self.duals:
+            self._make_duals(dim)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a rollout's behaviour stands."""
+
+    distance: float  # in squared units of the embedding (nats for "kl")
+    unit: float  # what the coefficient's distance is divided by
+
+
+class BehaviorPenalty(nn.Module):
+    r"""``wasserstein_coef * distance / unit``, a term of the minimised loss (Moskovitz et al. 2021, eq. 4; eq. 3 for KL).
+
+    Without a reference the distance is from the policy that collected the rollout (for embeddings of trajectories: from the
+    rollout before), with one from the reference. The unit makes a coefficient mean the same on every task: the collecting
+    policy's spread, half the number of action dimensions for KL (a mean-only change then counts alike in both), and the
+    total variance of both samples for references and trajectories.
+
+    - Single actions (no reference): differentiable in the policy's law at each batch.
+    - Trajectories: they depend on states and rewards, so that each window is weighed by its potential u; the gradient
+      :math:`E[u(X) \nabla \log q(X)]` is that of advantages less ``coef * (u - mean u) / unit`` at the window's steps.
+
+    :param coefficient: > 0 attracts, < 0 repels
+    :param distance: ``"closed_form"``, ``"dual"``, ``"sinkhorn"`` or ``"kl"``
+    :param entropic_reg: of the distances between samples, in units of their mean cost
+    :param embedding: of trajectories; ``None``: single actions
+    :param horizon: steps of a window
+    :param n_resampled: actions per state that make up one point
+    :param reference: points (m, d), or ``None``
+    :param seed: of resampled actions
+    """
+
+    coefficient: th.Tensor
+
+    def __init__(
+        self,
+        coefficient: float,
+        distance: str = "closed_form",
+        entropic_reg: float = 0.2,
+        embedding: BehaviorEmbedding | None = None,
+        horizon: int = 32,
+        n_resampled: int = 1,
+        reference: th.Tensor | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("coefficient", th.tensor(float(coefficient), dtype=th.float64))
+        self.distance = distance
+        self.embedding = embedding
+        self.horizon = horizon
+        self.n_resampled = n_resampled
+        self.reference = reference
+        self.standing: Standing | None = None
+        if distance in ("dual", "sinkhorn"):
+            self.samples = SampleTransport(distance, entropic_reg)
+            self.memory = Memory(seed)
+
+    def begin(self, law: ActionLaw) -> None:
+        """Fix the unit of a rollout, for single actions."""
+        if self.distance == "kl":
+            unit = 0.5 * law.n_actions
+        elif self.reference is None:
+            unit = law.spread().item()
+        else:
+            assert isinstance(law, GaussianLaw)
+            points = _points(law, self._noise(law))
+            check_dimensions(points.shape[1], self.reference.shape[1])
+            unit = spread(th.cat([points, self.reference.to(points)]))
+        self.standing = Standing(0.0, max(unit, 1e-12))
+
+    def weigh(self, distance: th.Tensor) -> th.Tensor:
+        """The term of the loss, shape ()."""
+        assert self.standing is not None
+        return self.coefficient.to(distance) * distance / self.standing.unit
+
+    def distance_of(self, law: ActionLaw, batch: PolicyBatch) -> th.Tensor:
+        """Mean distance of single actions from the collecting policy's, or from the reference; shape ()."""
+        if self.distance == "closed_form":
+            return law.transport_cost(batch.old_law).mean()
+        if self.distance == "kl":
+            return batch.old_law.kl_divergence(law).mean()
+        stride = slice(None, None, -(-len(batch.advantages) // MAX_POINTS))
+        rows = th.arange(len(batch.advantages), device=batch.advantages.device)[stride]
+        law, old_law = law.select(rows), batch.old_law.select(rows)
+        assert isinstance(law, GaussianLaw)
+        assert isinstance(old_law, GaussianLaw)
+        noise = self._noise(law)
+        # The same noise on both sides: where the policy has not moved, the samples coincide
+        target = _points(old_law, noise) if self.reference is None else self.reference.to(law.mean)
+        return self.samples.value(_points(law, noise), target)
+
+    def _noise(self, law: GaussianLaw) -> th.Tensor:
+        return th.randn((self.n_resampled, *law.mean.shape), generator=self.memory.generator).to(law.mean)
+
+    def signal(self, points: th.Tensor) -> th.Tensor:
+        """What to take from the advantages of each window, shape (n,); its points (n, d) are what the next rollout meets."""
+        target = self.memory.points if self.reference is None else self.reference.to(points)
+        self.memory.points = points if self.reference is None else None
+        if target is None:  # the first rollout
+            self.standing = None
+            return th.zeros_like(points[:, 0])
+        check_dimensions(points.shape[1], target.shape[1])
+        unit = max(spread(th.cat([points, target])), 1e-12)
+        self.standing = Standing(self.samples.value(points, target).item(), unit)
+        potential = self.samples.potential(points, target)
+        return self.coefficient.to(points) * (potential - potential.mean()) / unit
+
+    def adapt(self, distance: float, target: float) -> None:
+        """Raise the coefficient where behaviour moved further than ``target`` units, lower it where it moved less.
+
+        As PPO's penalty (Schulman et al. 2017, section 4), by smaller factors.
+        """
+        assert self.standing is not None
+        if distance / self.standing.unit > 1.5 * target:
+            self.coefficient *= 1.5
+        elif distance / self.standing.unit < target / 1.5:
+            self.coefficient /= 1.5
+        self.coefficient.clamp_(1e-4, 1e4)
+
+
+class Memory(nn.Module):
+    """What a penalty between samples carries from rollout to rollout; exact resumption needs both."""
+
+    def __init__(self, seed: int | None) -> None:
+        super().__init__()
+        self.generator = th.Generator().manual_seed(int(th.randint(2**31, ())) if seed is None else seed)
+        self.points: th.Tensor | None = None  # of the last rollout, shape (n, d)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"generator": self.generator.get_state(), "points": self.points}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.generator.set_state(state["generator"].cpu())
+        self.points = state["points"]
+
+
+def _points(law: GaussianLaw, noise: th.Tensor) -> th.Tensor:
+    """Reparametrised actions, shape (n, k d) for noise (k, n, d)."""
+    return (law.mean + law.std * noise).transpose(0, 1).flatten(start_dim=1)
+
+
+def check_dimensions(d: int, d_reference: int) -> None:
+    """:raises ValueError: for a reference of another space"""
+    if d != d_reference:
+        raise ValueError(f"reference must be of the embedding's dimension, shape (m, {d}), got (m, {d_reference})")

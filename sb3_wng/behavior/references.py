@@ -1,0 +1,131 @@
+"""Behaviour to be attracted to or repelled from: demonstrations, another agent, or points given as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+
+from sb3_wng.behavior.embeddings import BehaviorEmbedding
+from sb3_wng.behavior.spaces import environment_major, environment_major_observations, flat_actions, flat_observations
+from sb3_wng.behavior.trajectories import Trajectories, Trajectory, cut_windows
+
+
+def collect_trajectories(
+    model: BaseAlgorithm,
+    env: VecEnv | gym.Env[Any, Any] | str | None = None,
+    n_steps: int = 2048,
+    horizon: int = 32,
+    deterministic: bool = False,
+) -> Trajectories:
+    """Let a trained SB3 model of any class act, and cut what it does into windows.
+
+    :param model: trained
+    :param env: where it acts: the environment it was trained in, with its ``VecNormalize`` if it had one, whose statistics
+        are left alone; ``None``: the model's own
+    :param n_steps: over all environments, about
+    :param horizon: steps of a window, at most; windows end with their episode
+    :param deterministic: whether the model acts without exploration noise
+    :return: windows with observations and rewards as the environment gives them, not normalised
+    :raises ValueError: for a model without an environment, or less than one step
+    """
+    if env is None:
+        env = model.get_env()
+    if env is None:
+        raise ValueError("the model has no environment to act in: pass env=, or reference=(model, env)")
+    if n_steps < 1:
+        raise ValueError(f"n_steps must be >= 1, got {n_steps}")
+    env = BaseAlgorithm._wrap_env(gym.make(env) if isinstance(env, str) else env, verbose=0, monitor_wrapper=False)
+    normalizer = unwrap_vec_normalize(env)
+    was_training = normalizer is not None and normalizer.training
+    if normalizer is not None:
+        normalizer.training = False
+    try:
+        steps = _act(model, env, normalizer, -(-n_steps // env.num_envs), deterministic)
+    finally:
+        if normalizer is not None:
+            normalizer.training = was_training
+    observations, actions, rewards, starts = zip(*steps, strict=True)
+    return Trajectories.from_steps(
+        cut_windows(np.stack(starts), horizon),
+        flat_observations(environment_major_observations(observations), model.observation_space),
+        flat_actions(environment_major(actions), model.action_space),
+        torch.as_tensor(environment_major(rewards)).float(),
+    )
+
+
+def _act(
+    model: BaseAlgorithm, env: VecEnv, normalizer: VecNormalize | None, n_steps: int, deterministic: bool
+) -> list[tuple[Any, NDArray[Any], NDArray[Any], NDArray[np.bool_]]]:
+    """Observations, actions, rewards and episode starts, each of all environments, step by step."""
+    steps = []
+    observations: Any = env.reset()
+    states: Any = None
+    starts = np.ones(env.num_envs, dtype=bool)
+    for _ in range(n_steps):
+        actions, states = model.predict(observations, state=states, episode_start=starts, deterministic=deterministic)
+        seen = observations if normalizer is None else normalizer.unnormalize_obs(observations)
+        observations, rewards, dones, _ = env.step(actions)
+        raw = rewards if normalizer is None else normalizer.get_original_reward()
+        steps.append((seen, actions, raw.copy(), starts))
+        starts = np.array(dones, dtype=bool)
+    return steps
+
+
+def reference_points(
+    reference: Any, embedding: BehaviorEmbedding | None, horizon: int, n_steps: int = 2048
+) -> NDArray[np.float32]:
+    """A reference behaviour as points of the embedding's space, shape (m, d).
+
+    :param reference: points (m, d) as array or tensor; :class:`Trajectories`; a sequence of :class:`Trajectory`, each
+        embedded whole; a trained SB3 model with an environment; or a pair (model, env)
+    :param embedding: of trajectories; ``None``: single actions are the points
+    :param horizon: steps of the windows that a model's behaviour is cut into
+    :param n_steps: that a model acts for
+    :raises ValueError: for what is none of these, empty, or not finite
+    """
+    if isinstance(reference, BaseAlgorithm):
+        reference = collect_trajectories(reference, None, n_steps, horizon)
+    elif isinstance(reference, tuple) and len(reference) == 2 and isinstance(reference[0], BaseAlgorithm):
+        reference = collect_trajectories(*reference, n_steps, horizon)
+    elif isinstance(reference, Sequence) and reference and all(isinstance(part, Trajectory) for part in reference):
+        reference = _pad(reference)
+    if isinstance(reference, Trajectories):
+        reference = reference.actions[reference.mask] if embedding is None else embedding(reference)
+    try:
+        points = np.asarray(reference.detach().cpu() if isinstance(reference, torch.Tensor) else reference, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise ValueError(
+            "reference must be embeddings of shape (m, d), Trajectories, a list of Trajectory, a trained model with an "
+            f"environment, or (model, env), got {type(reference).__name__}"
+        ) from None
+    if points.ndim != 2 or points.size == 0:
+        raise ValueError(f"reference must hold m >= 1 points, of shape (m, d), got shape {points.shape}")
+    if not np.isfinite(points).all():
+        raise ValueError("reference must hold finite numbers only")
+    return points
+
+
+def _pad(trajectories: Sequence[Trajectory]) -> Trajectories:
+    lengths = torch.tensor([len(trajectory.rewards) for trajectory in trajectories])
+    if (lengths == 0).any():
+        raise ValueError("reference: every Trajectory needs at least one step")
+    observations, actions, rewards = (
+        torch.nn.utils.rnn.pad_sequence([torch.as_tensor(part, dtype=torch.float32) for part in column], batch_first=True)
+        for column in zip(*(trajectory[:3] for trajectory in trajectories), strict=True)
+    )
+    finals = [trajectory.final_observation for trajectory in trajectories]
+    known = [final for final in finals if final is not None]
+    return Trajectories(
+        observations,
+        actions,
+        rewards,
+        torch.arange(int(lengths.max())) < lengths[:, None],
+        torch.stack(known) if len(known) == len(finals) else None,
+    )
