@@ -23,12 +23,14 @@ from sb3_wng.geometry.stein import (
     squared_distances,
     svgd_direction,
 )
+from sb3_wng.geometry.stochastic_duals import AlternatingDual, KernelDual, SemiDiscreteDual, SinkhornDual
 from sb3_wng.geometry.transport import sinkhorn_distance, sinkhorn_potential, total_variation
 from sb3_wng.geometry.transport_field import transport_field
 
 __all__ = [
     "BANDWIDTH_RULES",
     "ActionLaw",
+    "AlternatingDual",
     "BehaviorSample",
     "CategoricalLaw",
     "DualFit",
@@ -39,10 +41,13 @@ __all__ = [
     "GaussNewtonMetric",
     "GaussianKernel",
     "GaussianLaw",
+    "KernelDual",
     "Metric",
     "Pathwise",
     "Perturbation",
     "ScoreFunction",
+    "SemiDiscreteDual",
+    "SinkhornDual",
     "Solution",
     "SumMetric",
     "conjugate_gradient",

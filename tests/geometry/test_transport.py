@@ -288,7 +288,8 @@ def test_the_solver_finds_the_stationary_point():
     problems = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "sb3_wng.geometry.dual_potentials._newton", lambda problem, *rest: (problems.append(problem), _newton(problem, *rest))[1]
+            "sb3_wng.geometry.dual_potentials._newton",
+            lambda problem, *rest: (problems.append(problem), _newton(problem, *rest))[1],
         )
         duals.fit(x, y)
     (problem,) = problems

@@ -1,0 +1,151 @@
+"""Potentials learnt from a stream of samples end where POT's solvers end."""
+
+import ot
+import pytest
+import torch
+
+from sb3_wng.geometry import AlternatingDual, KernelDual, SemiDiscreteDual, SinkhornDual
+
+REG = 0.3
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+def entropic_value(costs, first, second, reg):
+    """min <P, C> + reg KL(P | first x second), and the first law's potential."""
+    plan, log = ot.bregman.sinkhorn_log(first, second, costs, reg, numItermax=20_000, stopThr=1e-11, log=True)
+    divergence = (plan * (plan / (first[:, None] * second)).log()).sum()
+    return ((plan * costs).sum() + reg * divergence).item(), reg * (log["log_u"] - first.log())
+
+
+def uniform(n):
+    return torch.full((n,), 1 / n, dtype=torch.float64)
+
+
+def centred(potential):
+    return potential - potential.mean()
+
+
+def test_the_kernel_dual_approaches_the_entropic_optimum(generator):
+    x = torch.rand((6, 1), generator=generator, dtype=torch.float64)
+    y = torch.rand((5, 1), generator=generator, dtype=torch.float64) + 1
+    dual = KernelDual(1, REG, rate=0.6, width=0.3, max_centers=20_000)
+    for _ in range(120):
+        rows = torch.randint(6, (50,), generator=generator), torch.randint(5, (50,), generator=generator)
+        dual.update(x[rows[0]], y[rows[1]])
+    value, potential = entropic_value(torch.cdist(x, y), uniform(6), uniform(5), REG)
+    assert value - 0.05 < dual.value(x, y).item() <= value + 1e-6
+    torch.testing.assert_close(centred(dual.signal(x)), centred(potential), rtol=0, atol=0.1)
+
+
+def test_the_kernel_dual_forgets_its_oldest_centres_and_survives_a_save(generator):
+    dual = KernelDual(2, max_centers=12)
+    for _ in range(3):
+        dual.update(torch.rand((5, 2), generator=generator), torch.rand((5, 2), generator=generator))
+    assert len(dual.coefficients) == len(dual.x) == len(dual.y) == 12
+    other = KernelDual(2, max_centers=12)
+    other.load_state_dict(dual.state_dict())
+    points = torch.rand((4, 2), generator=generator)
+    torch.testing.assert_close(other.signal(points), dual.signal(points), rtol=0, atol=0)
+
+
+@pytest.fixture
+def histograms(generator):
+    costs = torch.rand((5, 4), generator=generator, dtype=torch.float64)
+    first = torch.tensor([0.4, 0.3, 0.1, 0.1, 0.1], dtype=torch.float64)
+    second = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    return costs, first, second
+
+
+def visits(histogram, n=100):
+    return torch.repeat_interleave(torch.arange(len(histogram)), (histogram * n).round().long())
+
+
+def test_the_sinkhorn_dual_is_the_derivative_of_the_distance(histograms):
+    costs, first, second = histograms
+    dual = SinkhornDual(costs, second, REG, smoothing=1e-9)
+    dual.update(visits(first))
+    step = 1e-5
+    for i in range(len(first)):
+        # moving mass from all atoms in proportion to atom i
+        moved = (1 - step) * first
+        moved[i] += step
+        change = entropic_value(costs, moved, second, REG)[0] - entropic_value(costs, first, second, REG)[0]
+        # the potential of the relative entropy differs by -eps log r_i - eps
+        potential = dual.potential - REG * first.log()
+        expected = potential[i] - first @ potential
+        assert change / step == pytest.approx(expected.item(), abs=2e-3)
+
+
+def test_an_unvisited_atom_keeps_a_finite_potential(histograms):
+    costs, _, second = histograms
+    dual = SinkhornDual(costs, second, 0.05)
+    dual.update(torch.tensor([0, 0, 1]))
+    assert torch.isfinite(dual.signal(torch.arange(5))).all()
+    assert dual.potential.mean().abs() < 1e-12
+
+
+def test_the_alternating_dual_ends_at_sinkhorns_potentials(histograms):
+    costs, first, second = histograms
+    dual = AlternatingDual(costs, REG, rate=0.2)
+    rows, columns = visits(first), visits(second)
+    for _ in range(3000):
+        dual.update(rows, columns)
+    _, log = ot.bregman.sinkhorn_log(first, second, costs, REG, stopThr=1e-11, log=True)
+    torch.testing.assert_close(centred(dual.signal(torch.arange(5))), centred(REG * log["log_u"]), rtol=0, atol=1e-3)
+    plan = ot.sinkhorn(first, second, costs, REG, stopThr=1e-11)
+    primal = (plan * costs).sum() + REG * (plan * (plan.log() - 1)).sum()
+    torch.testing.assert_close(dual.value(first, second), primal, rtol=1e-4, atol=1e-5)
+
+
+def test_the_alternating_dual_learns_from_single_samples(histograms, generator):
+    costs, first, second = histograms
+    dual, average = AlternatingDual(costs, REG, rate=0.02), torch.zeros(5, dtype=torch.float64)
+    for step in range(4000):
+        dual.update(first.multinomial(1, generator=generator), second.multinomial(1, generator=generator))
+        if step >= 2000:
+            average += dual.a / 2000
+    _, log = ot.bregman.sinkhorn_log(first, second, costs, REG, stopThr=1e-11, log=True)
+    torch.testing.assert_close(centred(average), centred(REG * log["log_u"]), rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("cost", ["euclidean", "sqeuclidean"])
+def test_the_semi_discrete_dual_approaches_the_entropic_optimum(generator, cost):
+    x = torch.rand((40, 2), generator=generator, dtype=torch.float64)
+    atoms = torch.rand((4, 2), generator=generator, dtype=torch.float64) + 0.5
+    weights = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    dual = SemiDiscreteDual(atoms, weights, 0.1, cost=cost)
+    for _ in range(2000):
+        dual.update(x[torch.randint(40, (5,), generator=generator)])
+    costs = torch.cdist(x, atoms) if cost == "euclidean" else torch.cdist(x, atoms).square()
+    value, potential = entropic_value(costs, uniform(40), weights, 0.1)
+    assert value - 2e-3 < dual.signal(x).mean().item() <= value + 1e-9
+    torch.testing.assert_close(centred(dual.signal(x)), centred(potential), rtol=0, atol=0.02)
+
+
+def test_a_single_atom_makes_the_distance_the_mean_cost(generator):
+    x, atom = torch.rand((20, 3), generator=generator), torch.ones(1, 3)
+    torch.testing.assert_close(SemiDiscreteDual(atom).signal(x), torch.cdist(x, atom).flatten())
+
+
+BAD = {
+    "regularisation": (lambda: KernelDual(2, entropic_reg=-1.0), "entropic_reg"),
+    "rate": (lambda: AlternatingDual(torch.ones(2, 2), rate=0), "rate"),
+    "cost": (lambda: KernelDual(2, cost="taxi"), "cost must be"),
+    "costs": (lambda: SinkhornDual(torch.full((2, 2), torch.nan), torch.ones(2)), "costs must be"),
+    "target": (lambda: SinkhornDual(torch.ones(2, 3), torch.ones(2)), "target must be 3"),
+    "empty target": (lambda: SinkhornDual(torch.ones(2, 3), torch.zeros(3)), "not all zero"),
+    "weights": (lambda: SemiDiscreteDual(torch.ones(2, 3), torch.tensor([1.0, -1.0])), "weights must be 2"),
+    "pairs": (lambda: KernelDual(1).update(torch.ones(2, 1), torch.ones(3, 1)), "pairs"),
+    "dimension": (lambda: SemiDiscreteDual(torch.ones(2, 3)).update(torch.ones(4, 2)), "same dimension"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_solved_is_refused(case):
+    make, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        make()
