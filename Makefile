@@ -1,4 +1,4 @@
-.PHONY: format lint type test peers commit-checks
+.PHONY: format lint type test peers docs commit-checks
 
 format:
 	ruff check --select I --fix .
@@ -13,6 +13,9 @@ type:
 
 test:
 	python -m pytest -n 2
+
+docs:
+	python -m sphinx -W -q -b html docs docs/_build/html
 
 peers:
 	python tests/peers.py

@@ -7,9 +7,9 @@ root = Path(__file__).parent
 zoo = ["rl_zoo3[plots]>=2.9.2,<3.0", "requests"]  # brings sb3_contrib, and tqdm and rich for progress bars
 envs = ["pybullet", "pybullet_envs_gymnasium>=0.6", "gymnasium[mujoco]"]
 ray = ["ray"]
-benchmarks = ["scipy", "pandas<3", "matplotlib"]
+benchmarks = ["scipy>=1.15", "filelock", "pandas<3", "matplotlib"]
 docs = ["sphinx", "myst-parser", "furo"]
-tests = [*zoo, *envs, *ray, *benchmarks, "pytest", "pytest-xdist", "hypothesis", "mypy", "ruff", "tensorboard"]
+tests = [*zoo, *envs, *ray, *benchmarks, *docs, "pytest", "pytest-xdist", "hypothesis", "mypy", "ruff", "tensorboard", "pillow"]
 
 setup(
     name="sb3-wng",

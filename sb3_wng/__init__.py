@@ -3,9 +3,25 @@
 from importlib import resources
 
 from sb3_wng import envs
-from sb3_wng.algorithms import BGPG, BGWNPG, NPG, PG, WNPG, rank_embeddings
+from sb3_wng.algorithms import BGES, BGPG, BGWNES, BGWNPG, ES, NPG, NSRES, PG, WNES, WNPG, ImplicitPolicy, rank_embeddings
 from sb3_wng.behavior import BehaviorCallback
 
 __version__ = resources.files(__name__).joinpath("version.txt").read_text().strip()
 
-__all__ = ["BGPG", "BGWNPG", "NPG", "PG", "WNPG", "BehaviorCallback", "__version__", "envs", "rank_embeddings"]
+__all__ = [
+    "BGES",
+    "BGPG",
+    "BGWNES",
+    "BGWNPG",
+    "ES",
+    "NPG",
+    "NSRES",
+    "PG",
+    "WNES",
+    "WNPG",
+    "BehaviorCallback",
+    "ImplicitPolicy",
+    "__version__",
+    "envs",
+    "rank_embeddings",
+]

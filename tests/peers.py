@@ -4,10 +4,12 @@ Run the peers' own tests on the classes of this package.
 A drop-in replacement should pass the tests written for the class it replaces. This script fetches
 the source distributions of the installed versions of stable-baselines3 and sb3-contrib, which
 contain their tests, and runs the tests that use ``A2C`` (in stable-baselines3) or ``TRPO`` (in
-sb3-contrib) with that class swapped for one of ours. The test files are used as they are: the swap
-happens in the peer's namespace, before the tests import the name from there.
+sb3-contrib; ``ARS`` for evolution strategies) with that class swapped for one of ours. The test
+files are used as they are: the swap happens in the peer's namespace, before the tests import the
+name from there.
 
     python tests/peers.py --algo wnpg
+    python tests/peers.py --algo es --peer contrib
     python tests/peers.py --algo trpo  # the control: TRPO in the place of A2C and of itself
 
 The same file is the pytest plugin that does the swap and the selection in the process that runs
@@ -46,7 +48,10 @@ ALGOS = {
     "bgpg": ("sb3_wng", "BGPG"),
     "bgwnpg": ("sb3_wng", "BGWNPG"),
     "trpo": ("sb3_contrib", "TRPO"),
+    "ars": ("sb3_contrib", "ARS"),
 }
+STRATEGIES = {"es": "ES", "wnes": "WNES", "bges": "BGES", "bgwnes": "BGWNES", "nsres": "NSRES"}
+ALGOS.update({name: ("sb3_wng", attribute) for name, attribute in STRATEGIES.items()})
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,14 @@ PEERS = {
     "sb3": Peer("stable-baselines3", "stable_baselines3", "A2C"),
 }
 
+
+def swapped_class(key: str, algo: str) -> str:
+    """The name of the class of a peer that one of ours takes the place of."""
+    return "ARS" if key == "contrib" and algo in {*STRATEGIES, "ars"} else PEERS[key].swapped
+
+
 # Tests that a class is not meant to pass: (peer, class or "any") -> test -> reason. TRPO fails those of "any", too.
+# A test is named with its parameters where only some of them are excluded.
 EXCLUDED = {
     ("sb3", "any"): {
         "test_callbacks.py::test_callbacks_can_cancel_runs": "sets n_steps=1, where the advantages cannot be normalized",
@@ -80,6 +92,14 @@ EXCLUDED = {
             "test_run.py::test_trpo_params": "sets sub_sampling_factor, and the plain gradient has no metric to estimate",
         }
         for algo in ("pg", "bgpg")
+    },
+    **{
+        ("contrib", algo): {
+            "test_deterministic.py::test_deterministic_training_common[ars_multi]": "gives learn(async_eval=), here n_jobs",
+            "test_run.py::test_ars_multi_env": "gives learn(async_eval=), here n_jobs",
+            "test_run.py::test_ars_n_top": "sets n_top, which only ARS selects candidates by",
+        }
+        for algo in STRATEGIES
     },
 }
 
@@ -271,37 +291,38 @@ def load_algo(name: str) -> type[BaseAlgorithm]:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Put our class in the place of the peer's, before any test file imports it from there."""
-    peer = PEERS[config.getoption("--swap-peer")]
-    algo = load_algo(config.getoption("--swap-algo"))
-    setattr(importlib.import_module(peer.package), peer.swapped, algo)
+    key, name = config.getoption("--swap-peer"), config.getoption("--swap-algo")
+    setattr(importlib.import_module(PEERS[key].package), swapped_class(key, name), load_algo(name))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the tests that use the swapped class, and skip the excluded ones."""
     key = config.getoption("--swap-peer")
-    algo = load_algo(config.getoption("--swap-algo"))
-    kept = [item for item in items if isinstance(item, pytest.Function) and uses(item, algo, PEERS[key].swapped)]
+    name = config.getoption("--swap-algo")
+    algo, swapped = load_algo(name), swapped_class(key, name)
+    kept = [item for item in items if isinstance(item, pytest.Function) and uses(item, algo, swapped)]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
     for item in items:
-        reason = reason_to_skip(item.nodeid.split("[")[0], config)
+        reason = reason_to_skip(item.nodeid, config)
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def reason_to_skip(name: str, config: pytest.Config) -> str | None:
     """
-    :param name: The id of a test, without parameters
+    :param name: The id of a test
     :param config: The options of the plugin
     :return: Why the test is not run, ``None`` if it is
     """
-    needed = NEEDS.get(name)
+    base = name.split("[")[0]
+    needed = NEEDS.get(base)
     if needed and importlib.util.find_spec(needed) is None:
         return f"{needed} is not installed"
     if config.getoption("--swap-all"):
         return None
     tables = [EXCLUDED.get((config.getoption("--swap-peer"), algo), {}) for algo in ("any", config.getoption("--swap-algo"))]
-    return next((f"excluded: {table[name]}" for table in tables if name in table), None)
+    return next((f"excluded: {table[id_]}" for table in tables for id_ in (name, base) if id_ in table), None)
 
 
 def uses(item: pytest.Function, algo: type[BaseAlgorithm], swapped: str) -> bool:

@@ -137,7 +137,7 @@ class BGWNPG(NaturalPolicyGradient):
         adaptive_coef: bool = False,
         entropic_reg: float = 0.2,
         reference: Any = None,
-        n_penalized_epochs: int = 5,
+        n_penalized_epochs: int = 10,
         normalize_advantage: bool = True,
         max_grad_norm: float = 0.5,
         use_sde: bool = False,

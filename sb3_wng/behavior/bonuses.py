@@ -10,6 +10,10 @@ from torch import Tensor, nn
 from sb3_wng.geometry import DualPotentials, sinkhorn_distance, sinkhorn_potential
 
 DISTANCES = ("sinkhorn", "dual")
+# Scores are compared with each other: a thousandth of the mass in the wrong place does not matter. Candidates that end far
+# out make for steep potentials, which take many steps
+TOLERANCE = 1e-3
+MAX_STEPS = 5000
 
 
 class BehaviorBonus(Protocol):
@@ -53,7 +57,7 @@ class WassersteinBonus(_Memory):
     (against) :math:`u^*(X)`, because :math:`\nabla_\theta W(q_\theta, q') = E[u^*(X) \nabla_\theta \log q_\theta]`. Unlike
     a distance to the nearest earlier point, potentials know how much mass there is to go where.
 
-    :param n_previous: policies remembered, usually 5 to 50 (the papers: 2, which soon forgets a local optimum)
+    :param n_previous: policies remembered, usually 5 to 50 (the papers: 2)
     :param distance: ``"sinkhorn"``: the debiased Sinkhorn divergence's potential. ``"dual"``: difference of two
         potentials in random features, fitted until they have converged; smooth between samples, an approximation
     :param entropic_reg: gamma in units of the mean cost; usually 0.05 to 0.5
@@ -86,7 +90,7 @@ class WassersteinBonus(_Memory):
             return torch.zeros_like(embeddings[:, 0])
         previous = self.embeddings.to(embeddings)
         if self.distance == "sinkhorn":
-            return sinkhorn_potential(embeddings, previous, self.entropic_reg, self.cost)
+            return sinkhorn_potential(embeddings, previous, self.entropic_reg, self.cost, MAX_STEPS, TOLERANCE)
         return self._dual_potential(embeddings, previous) - self._dual_potential(embeddings, embeddings)
 
     @torch.no_grad()
@@ -94,7 +98,8 @@ class WassersteinBonus(_Memory):
         """Sinkhorn divergence between embeddings (n, d) and those of the last policies; for logs."""
         if len(self.embeddings) == 0:
             return 0.0
-        return sinkhorn_distance(embeddings, self.embeddings.to(embeddings), self.entropic_reg, self.cost).item()
+        previous = self.embeddings.to(embeddings)
+        return sinkhorn_distance(embeddings, previous, self.entropic_reg, self.cost, MAX_STEPS, TOLERANCE).item()
 
     def _dual_potential(self, x: Tensor, y: Tensor) -> Tensor:
         # fitted from zero: the solution is a function of the samples, and there is nothing to save

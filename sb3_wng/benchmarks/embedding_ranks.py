@@ -23,7 +23,8 @@ from sb3_wng import WNPG, rank_embeddings
 from sb3_wng.algorithms import EmbeddingRank, NaturalPolicyGradient, format_table
 from sb3_wng.algorithms.behavior_samples import STATE_EMBEDDINGS
 from sb3_wng.behavior import EMBEDDINGS
-from sb3_wng.benchmarks.learning import Method, make_model, shipped_hyperparameters
+from sb3_wng.benchmarks.experiments import shipped_hyperparameters
+from sb3_wng.benchmarks.markdown import markdown
 from sb3_wng.benchmarks.records import append_records
 from sb3_wng.benchmarks.update_cost import seconds
 
@@ -41,7 +42,10 @@ COLUMNS = (
 
 def rank_task(environment: str) -> Iterator[dict[str, object]]:
     """Train once; at every stage, rank on a rollout that plays no part in learning."""
-    model = make_model(Method(WNPG, "wnpg"), environment, SEED)
+    arguments = shipped_hyperparameters("wnpg", environment)
+    arguments.pop("normalize", None)  # always
+    env = VecNormalize(make_vec_env(environment, arguments.pop("n_envs"), seed=SEED), gamma=0.99)
+    model = WNPG("MlpPolicy", env, **arguments, seed=SEED, device="cpu")
     assert isinstance(model, NaturalPolicyGradient)
     training_env = model.get_vec_normalize_env()
     assert training_env is not None
@@ -234,11 +238,6 @@ def cost_table(cost: pd.DataFrame) -> str:
     table = pd.DataFrame({"metric": cost.metric, "column": columns, "cell": cells})
     wide = table.pivot(index="metric", columns="column", values="cell").fillna("")
     return markdown(wide.loc[cost.metric.drop_duplicates(), columns.drop_duplicates()])
-
-
-def markdown(table: pd.DataFrame) -> str:
-    rows = [["", *table.columns], ["---"] * (len(table.columns) + 1), *([name, *row] for name, *row in table.itertuples())]
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
 
 def measure(path: Path, repeats: int) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import importlib.metadata
+import os
 import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+from filelock import FileLock
 
 PACKAGES = ("sb3-wng", "stable-baselines3", "sb3-contrib", "torch", "gymnasium", "pybullet", "numpy")
 
@@ -18,13 +21,44 @@ def versions() -> str:
     return " ".join([f"python={platform.python_version()}", *found])
 
 
+def hardware() -> str:
+    """The processor's name and the number of logical cores."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")  # where Linux keeps the name that platform does not know
+    if cpuinfo.exists():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0] if names else model
+    return f"{model}, {os.cpu_count()} cores"
+
+
 def append_records(path: Path, records: Iterable[Mapping[str, object]]) -> None:
-    """Append rows to a CSV file, writing the header if it is new; each row gets a ``versions`` column."""
+    """Append rows to a CSV file; each gets the columns ``versions`` and ``hardware``.
+
+    Any number of processes may append to one file. The file is replaced as a whole, so that a process that dies leaves no
+    half-written row, and older rows get empty cells for columns that are new.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [{**record, "versions": versions()} for record in records]
-    is_new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        if is_new:
-            writer.writeheader()
+    origin = {"versions": versions(), "hardware": hardware()}
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        rows: list[Mapping[str, object]] = [*read_records(path), *({**record, **origin} for record in records)]
+        write_records(path, rows)
+
+
+def read_records(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file; none if there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_records(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
+    """Replace a CSV file, atomically; its columns are those of all rows, in order of appearance."""
+    rows = list(rows)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    with unfinished.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
         writer.writerows(rows)
+    os.replace(unfinished, path)

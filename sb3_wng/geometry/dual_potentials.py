@@ -51,7 +51,7 @@ class DualPotentials(nn.Module):
     :param n_features: D; 100 to 300
     :param entropic_reg: gamma in units of the mean cost; usually 0.01 to 0.5
     :param width: of the features' Gaussian kernel, in units of the root mean cost (mean cost for ``"euclidean"``)
-    :param ridge: penalty of |b|^2 / 2 in units of the mean cost; takes less than 1 % off the value of ordinary clouds
+    :param ridge: penalty of ``|b|^2 / 2`` in units of the mean cost; takes less than 1 % off the value of ordinary clouds
     :param max_steps: Newton steps per fit, at most
     :param tolerance: gain still to be expected (half the Newton decrement), in units of the mean cost, at which a fit stops
     :param cost: ``"sqeuclidean"`` for W2^2, ``"euclidean"`` for W1

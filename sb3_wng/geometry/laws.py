@@ -88,7 +88,7 @@ class GaussianLaw:
         return self.std.square().sum(dim=1).mean()
 
     def wasserstein_distance(self, other: GaussianLaw) -> Tensor:
-        """|mu - mu'|^2 + std_weight |s - s'|^2, exact for diagonal Gaussians (Peyre & Cuturi 2019, remark 2.31)."""
+        """``|mu - mu'|^2 + std_weight |s - s'|^2``, exact for diagonal Gaussians (Peyre & Cuturi 2019, remark 2.31)."""
         return (self.mean - other.mean).square().sum(dim=1) + self.std_weight * (self.std - other.std).square().sum(dim=1)
 
     def transport_cost(self, other: GaussianLaw) -> Tensor:

@@ -92,7 +92,7 @@ class FactoredMetric:
     """Low-rank metric G = T^T T (+ an optional diagonal that scales the damping).
 
     :param factor: T, shape (r, p)
-    :param diagonal_damping: damp each parameter in proportion to its column norm |T_j| instead of equally (the
+    :param diagonal_damping: damp each parameter in proportion to its column norm ``|T_j|`` instead of equally (the
         papers' code). Parameters that the samples do not depend on get ``diagonal_floor`` and hence a step 1 /
         (damping * diagonal_floor) times their gradient: keep the floor well above zero where such parameters exist.
     :param diagonal_floor: added to the column norms; 1e-8 in the papers' code

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import math
 
-import ot
 import torch
 from torch import Tensor, nn
 
@@ -147,6 +146,8 @@ class SinkhornDual(nn.Module):
     @torch.no_grad()
     def update(self, indices: Tensor) -> None:
         """Solve for the law of the atoms (n,) that were visited."""
+        import ot  # takes a second
+
         visited = _smooth(_frequencies(indices, len(self.costs)), self.smoothing)
         _, log = ot.bregman.sinkhorn_log(
             visited, self.target, self.costs, self.entropic_reg, numItermax=10_000, stopThr=1e-8, log=True, warn=False

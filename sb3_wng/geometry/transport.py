@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 import warnings
 
-import ot
 import torch
 from torch import Tensor
 
@@ -119,7 +118,7 @@ def cost_matrix(x: Tensor, y: Tensor, cost: str = "sqeuclidean") -> Tensor:
 
 
 def total_variation(p: Tensor, q: Tensor) -> Tensor:
-    """Total variation distance of categorical laws per row, half the sum of |p - q|.
+    """Total variation distance of categorical laws per row, half the sum of ``|p - q|``.
 
     Under the 0-1 cost between categories it is W1, and W2^2 as well, since that cost is its own square.
 
@@ -157,6 +156,8 @@ def _cross_potentials(cost: Tensor, g: Tensor, max_steps: int, tolerance: float)
     iteration gives every row and column of its kernel an entry that does not underflow, however far apart the clouds
     are; one afterwards makes f the best answer to g, so that the rows of the plan have their mass exactly.
     """
+    import ot  # takes a second, which every worker of an evolution strategy would pay
+
     n, m = cost.shape
     f = _soft_transform(g, cost)
     g = _soft_transform(f, cost.T)

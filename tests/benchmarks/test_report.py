@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -5,21 +6,138 @@ import pytest
 
 pd = pytest.importorskip("pandas")
 pytest.importorskip("sb3_contrib")
+pytest.importorskip("pybullet_envs_gymnasium")
 
-from sb3_wng.benchmarks import report  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from sb3_wng.benchmarks import figures, report  # noqa: E402
+from sb3_wng.benchmarks.experiments import DETERMINISTIC_OPTIMUM, EXPERIMENTS, POLICY_GRADIENTS, Experiment  # noqa: E402
+from sb3_wng.benchmarks.records import write_records  # noqa: E402
 
 FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
+# Experiments with finished cells, and their figures
+SHOWN = {name: list(report.experiment_figures(e, report.read_runs(FOLDER, e))) for name, e in EXPERIMENTS.items()}
+LEARNING = [name for name, drawn in SHOWN.items() if drawn]
+CHANGES = [("update_cost.csv", "value"), ("gaussian_toy.csv", "loss"), *((f"{name}.csv", "return") for name in LEARNING)]
+FIGURES = [("gaussian_toy.png", "gaussian_toy.csv"), *((f"{n}.png", f"{name}.csv") for name in SHOWN for n in SHOWN[name])]
+
+
+def copy_data(folder: Path) -> Path:
+    for csv in FOLDER.glob("*.csv"):
+        shutil.copy(csv, folder)
+    return folder
 
 
 def test_the_committed_page_is_what_the_committed_numbers_say():
     assert report.page(FOLDER) == (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("file", "column"), [("update_cost.csv", "value"), ("first_learning.csv", "return")])
+@pytest.mark.parametrize(("file", "column"), CHANGES)
 def test_a_changed_number_changes_the_page(file, column, tmp_path):
-    for csv in FOLDER.glob("*.csv"):
-        shutil.copy(csv, tmp_path)
-    table = pd.read_csv(tmp_path / file)
+    path = copy_data(tmp_path) / file
+    table = pd.read_csv(path)
     table[column] = 1.5 * table[column] + table.index
-    table.to_csv(tmp_path / file, index=False)
+    table.to_csv(path, index=False)
     assert report.page(tmp_path) != report.page(FOLDER)
+
+
+@pytest.mark.parametrize(("figure", "csv"), FIGURES)
+def test_the_committed_figures_are_of_the_committed_numbers(figure, csv):
+    with Image.open(FOLDER / figure) as image:
+        assert image.text["Description"] == figures.digest(FOLDER / csv), "run python -m sb3_wng.benchmarks report"
+
+
+def test_every_figure_of_the_page_is_drawn_and_every_drawn_figure_is_shown(tmp_path):
+    report.write(copy_data(tmp_path))
+    page = (tmp_path / "README.md").read_text(encoding="utf-8")
+    drawn = {path.name for path in tmp_path.glob("*.png")}
+    assert drawn == {part.partition(")")[0] for part in page.split("](")[1:] if ".png)" in part}
+    assert all((FOLDER / name).exists() for name in drawn)
+
+
+# --- Sections of invented numbers, larger than what is committed ---
+
+
+def fake_rows(experiment: Experiment, value, skip=()) -> list[dict[str, object]]:
+    return [
+        {
+            "experiment": experiment.name,
+            "algorithm": method,
+            "environment": environment,
+            "seed": seed,
+            "timesteps": timesteps * index // experiment.n_bins,
+            "return": value(rank, index / experiment.n_bins, seed),
+            "wall_seconds": 2 * index,
+        }
+        for rank, method in enumerate(experiment.methods)
+        for environment, timesteps in experiment.environments.items()
+        for seed in experiment.seeds
+        for index in range(1, experiment.n_bins + 1)
+        if (method, environment, seed) not in skip
+    ]
+
+
+def write_fake(folder: Path, experiment: Experiment, value, skip=()) -> str:
+    shutil.copy(FOLDER / report.CONSTANTS, folder)
+    write_records(folder / f"{experiment.name}.csv", fake_rows(experiment, value, skip))
+    return report.learning_section(experiment, folder)
+
+
+def test_an_unfinished_cell_stays_empty_and_out_of_the_aggregates(tmp_path):
+    environment = next(iter(POLICY_GRADIENTS.environments))
+    skip = {("BGPG", environment, POLICY_GRADIENTS.seeds[-1])}
+    text = write_fake(tmp_path, POLICY_GRADIENTS, lambda rank, share, seed: 1000 * share + seed, skip)
+    returns, aggregates = (
+        line
+        for line in text.splitlines()
+        if line.startswith("| BGPG | ") and "652" not in line and len(line.split("|")) in (7, 8)
+    )
+    assert returns.split("|")[2].strip() == ""
+    assert returns.split("|")[3].strip() != ""
+    assert {part.strip() for part in aggregates.split("|")[2:-1]} == {""}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=lambda e: e.name)
+def test_an_experiment_of_which_one_run_is_finished_shows_empty_cells(experiment, tmp_path):
+    first = (next(iter(experiment.methods)), next(iter(experiment.environments)), experiment.seeds[0])
+    keys = {(m, e, s) for m in experiment.methods for e in experiment.environments for s in experiment.seeds}
+    text = write_fake(tmp_path, experiment, lambda *_: -1.0, skip=keys - {first})
+    row = next(line for line in text.splitlines() if line.startswith(f"| {first[0]} |"))
+    assert {part.strip() for part in row.split("|")[2:-1]} == {""}
+    report.draw_experiment(experiment, tmp_path)
+    assert not list(tmp_path.glob("*.png"))
+    assert ".png" not in text
+
+
+def test_only_clear_differences_are_called_better(tmp_path):
+    # WNPG, the first method, is 500 better on every seed; the others differ by as much in either direction
+    def value(rank, share, seed):
+        return (500 if rank == 0 else 0) + 1000 * share + 100 * (-1) ** (rank + seed)
+
+    text = write_fake(tmp_path, POLICY_GRADIENTS, value)
+    claims = [line for line in text.splitlines() if line.startswith("- ")]
+    assert [line for line in claims if line.startswith("- WNPG is better than ")]
+    assert all(line.startswith("- WNPG is better than ") for line in claims), claims
+
+
+def test_three_seeds_make_no_claim(tmp_path):
+    few = dataclasses.replace(POLICY_GRADIENTS, seeds=(40, 41, 42))
+    text = write_fake(tmp_path, few, lambda rank, share, seed: 500 * rank + seed)
+    assert "better" not in text
+    assert "- none" in text
+
+
+@pytest.mark.parametrize("experiment", [POLICY_GRADIENTS, DETERMINISTIC_OPTIMUM], ids=lambda e: e.name)
+def test_every_figure_of_a_finished_experiment_can_be_drawn(experiment, tmp_path):
+    text = write_fake(tmp_path, experiment, lambda rank, share, seed: -(10 ** (2 - 6 * share)) * (1 + rank + seed / 50))
+    report.draw_experiment(experiment, tmp_path)
+    names = {path.name for path in tmp_path.glob("*.png")}
+    extra = "scores" if experiment.baselines else "sensitivity"
+    assert names == {f"{experiment.name}.png", f"{experiment.name}_{extra}.png"}
+    assert all(f"]({name})" in text for name in names)
+
+
+def test_published_numbers_stand_beside_ours(tmp_path):
+    text = write_fake(tmp_path, POLICY_GRADIENTS, lambda rank, share, seed: share)
+    assert "| WNPG, published | 2235 | 1655 | 683 | 6741 |" in text
+    assert "Moskovitz et al. 2021" in text

@@ -1,0 +1,23 @@
+"""Sphinx configuration: ``make docs`` writes the site to docs/_build/html."""
+
+from importlib import metadata
+
+project = "sb3-wng"
+author = "sb3-wng contributors"
+copyright = author
+release = version = metadata.version("sb3-wng")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx.ext.mathjax"]
+myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
+myst_heading_anchors = 3
+exclude_patterns = ["_build"]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # parameters are described in the docstrings; signatures of fifty arguments stay readable
+autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_mock_imports = ["pybullet_envs_gymnasium"]
+
+html_theme = "furo"
+html_title = "sb3-wng"
+html_theme_options = {"source_edit_link": "", "navigation_with_keys": True}
+html_copy_source = False

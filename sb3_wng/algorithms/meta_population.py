@@ -1,0 +1,58 @@
+"""Several parents that take turns: each with its own parameters and optimiser state."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch as th
+from torch import nn
+
+from sb3_wng.algorithms.evolution_policies import EvolutionPolicy
+
+
+class MetaPopulation(nn.Module):
+    """Parents of which one at a time is the algorithm's policy; a module, so that they are saved.
+
+    Parents that have not had a turn come first; then chance decides in proportion to novelty (Conti et al. 2018, eq. 3).
+
+    :param policies: the parents at their start
+    """
+
+    def __init__(self, policies: list[EvolutionPolicy]) -> None:
+        super().__init__()
+        self.parameter_vectors = [th.as_tensor(policy.parameters_to_vector()) for policy in policies]
+        self.optimizers = [copy.deepcopy(policy.optimizer.state_dict()) for policy in policies]
+        self.embeddings: list[th.Tensor | None] = [None] * len(policies)
+
+    def choose(self, novelty: nn.Module, random: np.random.Generator) -> int:
+        """Whose turn it is.
+
+        :param novelty: scores embeddings (n, d)
+        """
+        known = [embedding for embedding in self.embeddings if embedding is not None]
+        if len(known) < len(self.embeddings):
+            return len(known)
+        weights = novelty(th.cat(known)).double().numpy()
+        total = weights.sum()
+        return int(random.choice(len(weights), p=weights / total if total > 0 else None))
+
+    def check_out(self, index: int, policy: EvolutionPolicy) -> None:
+        """Make a parent the policy."""
+        policy.load_from_vector(self.parameter_vectors[index].numpy())
+        policy.optimizer.load_state_dict(copy.deepcopy(self.optimizers[index]))
+
+    def check_in(self, index: int, policy: EvolutionPolicy, embedding: th.Tensor) -> None:
+        """Keep the parent as the iteration has changed it, and its behaviour (1, d) before."""
+        self.parameter_vectors[index] = th.as_tensor(policy.parameters_to_vector().copy())
+        self.optimizers[index] = copy.deepcopy(policy.optimizer.state_dict())
+        self.embeddings[index] = embedding
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"vectors": self.parameter_vectors, "optimizers": self.optimizers, "embeddings": self.embeddings}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.parameter_vectors = [vector.cpu() for vector in state["vectors"]]
+        self.optimizers = state["optimizers"]
+        self.embeddings = state["embeddings"]

@@ -1,0 +1,49 @@
+"""What callbacks hear of an evolution strategy's episodes, wherever these are run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_wng.algorithms.evaluation import Outcome
+
+if TYPE_CHECKING:
+    from sb3_wng.algorithms.evolution import EvolutionStrategy
+
+
+class StepCounter:
+    """Counts environment steps and passes them on to the callbacks as SB3's algorithms do.
+
+    :param model: whose ``num_timesteps`` and episode statistics are kept
+    :param callback: of its ``learn``
+    """
+
+    def __init__(self, model: EvolutionStrategy, callback: BaseCallback) -> None:
+        self._model = model
+        self._callback = callback
+        self.has_stopped = False  # once the callback has said so
+
+    def __call__(
+        self, rewards: NDArray[Any], dones: NDArray[np.bool_], infos: list[dict[str, Any]], counted: NDArray[np.bool_]
+    ) -> bool:
+        """After a step of all columns, of which some count; ``False`` ends training."""
+        self._model.num_timesteps += int(counted.sum())
+        infos = [info if counts else {} for info, counts in zip(infos, counted, strict=True)]
+        dones = dones & counted
+        self._model._update_info_buffer(infos, dones)
+        self._callback.update_locals({"self": self._model, "rewards": rewards, "dones": dones, "infos": infos})
+        self.has_stopped = self.has_stopped or not self._callback.on_step()
+        return not self.has_stopped
+
+    def replay(self, outcome: Outcome) -> bool:
+        """Count the steps of an episode that another process has run; ``False`` ends training."""
+        for step in range(1, outcome.length + 1):
+            is_last = step == outcome.length
+            info = {"episode": {"r": outcome.episode_return, "l": outcome.length, "t": 0.0}} if is_last else {}
+            reward = outcome.episode_return if is_last else 0.0  # single rewards stay where the episode was run
+            if not self(np.array([reward]), np.array([is_last]), [info], np.array([True])):
+                return False
+        return True

@@ -1,0 +1,278 @@
+"""What the learning experiments compare, as data, and how a method's settings become a model."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.resources
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import yaml
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from torch import nn
+
+from sb3_wng.benchmarks.linear_quadratic import NoCriticPolicy
+
+OURS = ("WNPG", "NPG", "PG", "BGPG", "BGWNPG")
+ALGORITHMS = {**dict.fromkeys(OURS, "sb3_wng"), "PPO": "stable_baselines3", "TRPO": "sb3_contrib"}
+NOT_FOR_CONSTRUCTORS = ("n_timesteps", "policy")
+
+
+@dataclass(frozen=True)
+class Method:
+    """An algorithm and its settings.
+
+    :param algorithm: a name in :data:`ALGORITHMS`
+    :param hyperparameters: YAML file that has the task's settings: ``"wnpg"`` and ``"published/wnpg"`` ship with this package,
+        ``"rl_zoo3/ppo"`` with RL-Zoo; ``None``: the constructor's defaults
+    :param arguments: settings of this experiment, which have the last word
+    """
+
+    algorithm: str
+    hyperparameters: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Published:
+    """Numbers of others, shown beside ours: simulators and budgets differ, so only their order compares.
+
+    :param returns: by method, then by environment
+    """
+
+    source: str
+    returns: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Every method on every environment with every seed.
+
+    :param environments: steps of training, by environment
+    :param n_bins: parts of a run over which the returns of training episodes are averaged
+    :param baselines: methods that all others are paired with, seed by seed; scores are only shown where there are some
+    :param saturating: environments that most methods solve, where the area under the curve tells them apart
+    :param optimum: best possible returns, where known exactly; the distance from them is then drawn on a logarithmic axis
+    :param environment_arguments: settings of all methods in an environment, over those of their YAML files
+    """
+
+    name: str
+    description: str
+    methods: Mapping[str, Method]
+    environments: Mapping[str, int]
+    seeds: tuple[int, ...]
+    n_bins: int = 20
+    baselines: tuple[str, ...] = ()
+    saturating: tuple[str, ...] = ()
+    optimum: Mapping[str, float] = field(default_factory=dict)
+    environment_arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    published: tuple[Published, ...] = ()
+
+
+HOPPER, CHEETAH, WALKER = "HopperBulletEnv-v0", "HalfCheetahBulletEnv-v0", "Walker2DBulletEnv-v0"
+PENDULUM, REACHER, REGULATOR = "InvertedDoublePendulumBulletEnv-v0", "ReacherBulletEnv-v0", "LinearQuadratic-v0"
+
+# RL-Zoo's settings of TRPO for PyBullet's robots, less the length of the rollout
+TRPO_ROBOTS = {"n_envs": 2, "batch_size": 128, "cg_max_steps": 25, "n_critic_updates": 20, "learning_rate": 1e-3}
+TRPO_HALF = Method("TRPO", arguments={**TRPO_ROBOTS, "n_steps": 512})
+WINDOWS = {"metric": "kernel", "n_basis": 10, "embedding": "final_state"}
+
+FIRST_LEARNING = Experiment(
+    "first_learning",
+    "WNPG, NPG and PG with the settings in `zoo_hyperparams/`, PPO at SB3's defaults, TRPO with RL-Zoo's settings and with "
+    "half that rollout. **Three seeds rank nothing**: Hopper has a plateau that a run leaves or does not. This is a check "
+    "that everything trains, not a claim.",
+    {
+        "WNPG": Method("WNPG", "wnpg"),
+        "NPG": Method("NPG", "npg"),
+        "PG": Method("PG", "pg"),
+        "PPO": Method("PPO"),
+        "TRPO": Method("TRPO", "rl_zoo3/trpo"),
+        "TRPO 2 x 512": TRPO_HALF,
+    },
+    dict.fromkeys((HOPPER, CHEETAH), 200_000),
+    (30, 31, 32),
+)
+
+KERNEL_VARIANTS = Experiment(
+    "kernel_variants",
+    "WNPG with a kernel metric on single actions (50 functions), on windows' final states (10 functions), on the sum of the "
+    "latter and the closed form, and in the published configuration (without a sweep of its learning rate).",
+    {
+        "actions": Method("WNPG", "wnpg", {"metric": "kernel", "n_basis": 50}),
+        "final_state": Method("WNPG", "wnpg", WINDOWS),
+        "combined, final_state": Method("WNPG", "wnpg", {**WINDOWS, "metric": "combined"}),
+        "published": Method("WNPG", "published/wnpg"),
+    },
+    dict.fromkeys((HOPPER, CHEETAH), 200_000),
+    (30, 31, 32),
+)
+
+PAPER = Published(
+    "Moskovitz et al. 2021 (arXiv 2010.05380), Table 1: final average return of 5 trials in Roboschool (MuJoCo for Hopper and "
+    "DoublePendulum), after up to 2M steps",
+    {
+        "BGWNPG": {WALKER: 739.51, CHEETAH: 1817.68, PENDULUM: 7254.98, HOPPER: 2439.56},
+        "WNPG, published": {WALKER: 683.38, CHEETAH: 1655.04, PENDULUM: 6740.96, HOPPER: 2235.23},
+        "BGPG": {WALKER: 652.53, CHEETAH: 1668.75, PENDULUM: 6526.48, HOPPER: 1934.43},
+        "PPO": {WALKER: 516.47, CHEETAH: 1412.57, PENDULUM: 4401.24, HOPPER: 1890.12},
+        "PG": {WALKER: 529.60, CHEETAH: 1334.27, PENDULUM: 3964.51, HOPPER: 1816.58},
+    },
+)
+RL_ZOO = Published(
+    "RL-Zoo's benchmark: one run each in the same simulator, evaluated deterministically, after 2M steps (TRPO on Hopper: 1M)",
+    {
+        "PPO, RL-Zoo": {WALKER: 2110, CHEETAH: 2925, HOPPER: 2575},
+        "TRPO": {WALKER: 1483, CHEETAH: 2759, HOPPER: 2565},
+    },
+)
+
+POLICY_GRADIENTS = Experiment(
+    "policy_gradients",
+    "Our methods with the settings in `zoo_hyperparams/`, WNPG also as published (5 functions, one learning rate, without the "
+    "paper's sweep); PPO at SB3's defaults and at RL-Zoo's settings, which are tuned for runs ten times as long; TRPO at "
+    "RL-Zoo's settings, and with a rollout of 2 x 512 steps and otherwise RL-Zoo's settings for the robots.",
+    {
+        "WNPG": Method("WNPG", "wnpg"),
+        "NPG": Method("NPG", "npg"),
+        "PG": Method("PG", "pg"),
+        "BGPG": Method("BGPG", "bgpg"),
+        "BGPG-KL": Method("BGPG", "bgpg", {"distance": "kl"}),
+        "BGWNPG": Method("BGWNPG", "bgwnpg"),
+        "WNPG, published": Method("WNPG", "published/wnpg"),
+        "PPO": Method("PPO"),
+        "PPO, RL-Zoo": Method("PPO", "rl_zoo3/ppo"),
+        "TRPO": Method("TRPO", "rl_zoo3/trpo"),
+        "TRPO 2 x 512": TRPO_HALF,
+    },
+    dict.fromkeys((HOPPER, CHEETAH, WALKER, PENDULUM), 200_000),
+    tuple(range(40, 50)),
+    baselines=("NPG", "PPO", "TRPO", "TRPO 2 x 512"),
+    saturating=(PENDULUM,),
+    published=(PAPER, RL_ZOO),
+)
+
+# Raw advantages and a cap on the KL: what a fixed-rate step needs. Its damping is in absolute units: more than the policy's
+# variance, which is to vanish, would undo the metric
+FIXED_RATE = {"step_rule": "fixed_rate", "normalize_advantage": False, "target_kl": 0.5, "cg_damping": 1e-10}
+REGULATOR_SETTINGS = {
+    "n_envs": 1,
+    "n_steps": 512,
+    "normalize": False,  # moving statistics would move the policy, and rates would not mean the same from task to task
+    "policy_kwargs": {"net_arch": {"pi": [], "vf": [64, 64]}},  # the optimum is linear
+}
+NO_CRITIC = {"policy": NoCriticPolicy, "policy_kwargs": {"net_arch": {"pi": [], "vf": []}}}
+RADII = (0.02, 0.1, 0.5, 1.0)  # KL summed over two action dimensions; TRPO averages over them
+
+DETERMINISTIC_OPTIMUM = Experiment(
+    "deterministic_optimum",
+    "Tasks whose best policy is deterministic, so that the spread must vanish. LinearQuadratic is a regulator with known "
+    "optimum (`sb3_wng.benchmarks.linear_quadratic`: minus the return of an episode is its error, exploration included; "
+    "linear policy, no critic, 512 steps per rollout, no VecNormalize). WNPG and the same with the Fisher metric take "
+    "steps of a fixed rate on raw advantages with a cap of 0.5 on the KL divergence. NPG and TRPO have trust regions of "
+    "several radii: KL summed over the action dimensions, TRPO's argument is half of it. PPO has several learning rates "
+    "and otherwise SB3's defaults.",
+    {
+        **{f"WNPG rate {r}": Method("WNPG", "wnpg", {**FIXED_RATE, "step_size": r}) for r in (0.05, 0.1, 0.2, 0.4)},
+        **{
+            f"Fisher rate {r}": Method("WNPG", "wnpg", {**FIXED_RATE, "metric": "fisher", "step_size": r})
+            for r in (0.05, 0.2, 1.0)
+        },
+        **{f"NPG radius {r}": Method("NPG", "npg", {"target_kl": r}) for r in RADII},
+        **{f"TRPO radius {r}": Method("TRPO", "rl_zoo3/trpo", {"target_kl": r / 2}) for r in RADII},
+        **{f"PPO rate {r}": Method("PPO", None, {"learning_rate": r}) for r in (0.0003, 0.001, 0.003)},
+    },
+    {REGULATOR: 51_200, REACHER: 300_000},
+    tuple(range(60, 70)),
+    n_bins=50,
+    optimum={REGULATOR: 0.0},
+    environment_arguments={REGULATOR: {**REGULATOR_SETTINGS, **NO_CRITIC}},
+)
+
+DETERMINISTIC_OPTIMUM_CRITIC = replace(
+    DETERMINISTIC_OPTIMUM,
+    name="deterministic_optimum_critic",
+    description="The regulator of the deterministic-optimum study with a learned critic (64-64) and nothing else changed.",
+    environments={REGULATOR: 51_200},
+    environment_arguments={REGULATOR: REGULATOR_SETTINGS},
+)
+
+EXPERIMENTS = {
+    e.name: e for e in (FIRST_LEARNING, KERNEL_VARIANTS, POLICY_GRADIENTS, DETERMINISTIC_OPTIMUM, DETERMINISTIC_OPTIMUM_CRITIC)
+}
+
+
+def algorithm_class(name: str) -> type[BaseAlgorithm]:
+    return getattr(importlib.import_module(ALGORITHMS[name]), name)
+
+
+def register_environments() -> None:
+    """Make PyBullet's robots known to Gymnasium; the regulator is since this module was imported."""
+    import pybullet_envs_gymnasium  # noqa: F401
+
+
+def hyperparameter_file(name: str) -> dict[str, dict[str, Any]]:
+    """A YAML file of hyperparameters, by environment; see :class:`Method` for its name."""
+    if name.startswith("rl_zoo3/"):
+        folder, name = importlib.resources.files("rl_zoo3").joinpath("hyperparams"), name.removeprefix("rl_zoo3/")
+    else:
+        folder = importlib.resources.files("sb3_wng.zoo_hyperparams")
+    return yaml.safe_load(folder.joinpath(f"{name}.yml").read_text())
+
+
+def shipped_hyperparameters(name: str, environment: str) -> dict[str, Any]:
+    """A task's entry in a YAML file, less what no constructor takes; ``n_envs`` and ``normalize`` are the environment's.
+
+    :raises ValueError: if the file has no entry for the environment
+    """
+    entries = hyperparameter_file(name)
+    if environment not in entries:
+        raise ValueError(f"{name}.yml has no entry for {environment}; add one, or run the experiment's other environments")
+    return {key: _evaluate(value) for key, value in entries[environment].items() if key not in NOT_FOR_CONSTRUCTORS}
+
+
+def _evaluate(value: Any) -> Any:
+    """RL-Zoo's two extensions of YAML: ``lin_x`` and dictionaries as Python expressions."""
+    if isinstance(value, str) and value.startswith("lin_"):
+        return LinearSchedule(float(value.removeprefix("lin_")), 0.0, 1.0)
+    if isinstance(value, str) and value.startswith("dict("):
+        return eval(value, {"dict": dict, "nn": nn})
+    return value
+
+
+def settings(experiment: Experiment, method: str, environment: str) -> dict[str, Any]:
+    """All settings of a method in an environment, :func:`make_env`'s among them.
+
+    :raises ValueError: if a YAML file lacks the environment
+    """
+    chosen, shared = experiment.methods[method], experiment.environment_arguments.get(environment)
+    if chosen.hyperparameters is None or (
+        shared is not None and environment not in hyperparameter_file(chosen.hyperparameters)
+    ):
+        shipped: dict[str, Any] = {"normalize": True}
+    else:
+        shipped = shipped_hyperparameters(chosen.hyperparameters, environment)
+    return {**shipped, **(shared or {}), **chosen.arguments}
+
+
+def make_env(environment: str, settings: dict[str, Any], seed: int) -> VecEnv:
+    """The environment of a method's settings, from which it takes ``n_envs`` and ``normalize`` away."""
+    register_environments()
+    env = make_vec_env(environment, settings.pop("n_envs", 1), seed=seed)
+    normalize = settings.pop("normalize", False)
+    if not normalize:
+        return env
+    arguments = normalize if isinstance(normalize, dict) else {}
+    return VecNormalize(env, **{"gamma": settings.get("gamma", 0.99), **arguments})
+
+
+def make_model(experiment: Experiment, method: str, environment: str, seed: int) -> BaseAlgorithm:
+    """A fresh model, as an experiment trains it."""
+    arguments = settings(experiment, method, environment)
+    env = make_env(environment, arguments, seed)
+    policy = arguments.pop("policy", "MlpPolicy")
+    return algorithm_class(experiment.methods[method].algorithm)(policy, env, seed=seed, device="cpu", **arguments)

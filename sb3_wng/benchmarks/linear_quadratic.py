@@ -1,0 +1,74 @@
+"""A regulator whose optimal policy is known: linear dynamics, quadratic cost, episodes of eight steps.
+
+The state x (4 numbers) starts at N(0, I) and moves to A x + B u under the action u (2 numbers). The cost x'Qx + u'Ru over an
+unlimited time has the optimum u = -K x, where K = (R + B'PB)^{-1} B'PA and P solves the Riccati equation. The reward is the
+cost's excess over that optimum,
+
+    r = -(u + K x)' (R + B'PB) (u + K x),
+
+the negative cost shaped by the potential -x'Px (Ng et al. 1999), which changes no optimum. The best return is therefore
+exactly 0 for any horizon and discount; minus the return is the policy's error, with what the spread of its actions costs. The
+best policy is deterministic and linear.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import register
+from numpy.typing import NDArray
+from scipy.linalg import solve_discrete_are
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import Tensor, nn
+
+A = 0.95 * np.array([[0.9, 0.3, 0.0, 0.1], [-0.3, 0.9, 0.1, 0.0], [0.0, -0.1, 0.8, 0.4], [-0.1, 0.0, -0.4, 0.8]])
+B = np.array([[0.5, 0.0], [0.3, 0.2], [0.0, 0.5], [-0.2, 0.3]])
+Q, R = np.eye(4), 0.5 * np.eye(2)
+P = solve_discrete_are(A, B, Q, R)
+CURVATURE = R + B.T @ P @ B
+GAIN = np.linalg.solve(CURVATURE, B.T @ P @ A)
+MAX_ACTION = 10.0  # far from what the optimum uses
+
+
+class LinearQuadraticEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
+    """The regulator; registered as ``LinearQuadratic-v0``."""
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(-np.inf, np.inf, (4,), np.float32)
+        self.action_space = spaces.Box(-MAX_ACTION, MAX_ACTION, (2,), np.float32)
+        self._state = np.zeros(4)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[NDArray[np.float32], dict]:
+        super().reset(seed=seed)
+        self._state = self.np_random.normal(size=4)
+        return self._state.astype(np.float32), {}
+
+    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict]:
+        excess = action + GAIN @ self._state
+        self._state = A @ self._state + B @ action
+        return self._state.astype(np.float32), -float(excess @ CURVATURE @ excess), False, False, {}
+
+
+class NoCriticPolicy(ActorCriticPolicy):
+    """Values that are always zero, as the regulator's are at its optimum: advantages without a critic's errors.
+
+    A learned critic's errors stay when the policy's spread, and with it what its samples can tell, has vanished.
+    """
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        self.value_net = _Zero(self.mlp_extractor.latent_dim_vf)
+
+
+class _Zero(nn.Linear):
+    def __init__(self, n_features: int) -> None:
+        super().__init__(n_features, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return 0 * super().forward(features)  # still a function of parameters, which optimisers expect
+
+
+register("LinearQuadratic-v0", entry_point=f"{__name__}:LinearQuadraticEnv", max_episode_steps=8)

@@ -1,0 +1,174 @@
+"""From returns to scores, and from scores to statements: interquartile means, bootstrap intervals, paired differences.
+
+A score is (return - random) / (reference - random): 0 for random actions, 1 for the reference, both constants of the task in
+a CSV file that is committed before experiments run. Aggregates follow Agarwal et al. 2021 (arXiv 2108.13264): interquartile
+means over all runs, intervals from a bootstrap stratified by task, performance profiles. They are computed with
+``scipy.stats.trim_mean`` and ``scipy.stats.bootstrap`` (whose resampling of several samples is that stratification), and not
+with rliable: two calls replace it, while its dependency arch does not import with current pandas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from sb3_wng.benchmarks.experiments import Experiment, register_environments
+from sb3_wng.benchmarks.records import read_records, versions, write_records
+
+Array = NDArray[np.float64]
+CONSTANTS = "reference_scores.csv"
+N_RANDOM_EPISODES = 50
+MIN_PAIRS = 10  # seeds that a claim needs
+N_RESAMPLES = 5000
+
+
+class Estimate(NamedTuple):
+    """A statistic with its 95 % bootstrap interval and the number of seeds it rests on."""
+
+    value: float
+    low: float
+    high: float
+    n_seeds: int
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether a claim may be made: at least ten seeds and an interval without zero."""
+        return self.n_seeds >= MIN_PAIRS and (self.low > 0 or self.high < 0)
+
+
+def interquartile_mean(samples: Sequence[Array]) -> Estimate:
+    """IQM over all values of all tasks; each task's seeds, shape (n,), are resampled on their own."""
+    return _bootstrap(samples, lambda values: stats.trim_mean(values, 0.25, axis=-1))
+
+
+def mean(samples: Sequence[Array]) -> Estimate:
+    """Mean over all values of all tasks; each task's seeds, or differences of paired seeds, are resampled on their own."""
+    return _bootstrap(samples, lambda values: values.mean(axis=-1))
+
+
+def _bootstrap(samples: Sequence[Array], statistic: Any) -> Estimate:
+    n_seeds = min(len(sample) for sample in samples)
+    value = float(statistic(np.concatenate(samples)))
+    if n_seeds < 2:
+        return Estimate(value, np.nan, np.nan, n_seeds)
+    result = stats.bootstrap(
+        tuple(samples),
+        lambda *resampled, axis: statistic(np.concatenate(resampled, axis=-1)),
+        n_resamples=N_RESAMPLES,
+        vectorized=True,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    return Estimate(value, float(result.confidence_interval.low), float(result.confidence_interval.high), n_seeds)
+
+
+def performance_profile(scores: Array, thresholds: Array) -> Array:
+    """Share of runs whose score exceeds each threshold, shape of the thresholds."""
+    return (scores[:, None] > thresholds).mean(axis=0)
+
+
+# --- Tables of runs ---
+
+
+def read_runs(folder: Path, experiment: Experiment) -> pd.DataFrame:
+    """Bins of all runs of an experiment's methods, tasks and seeds, in the experiment's order; a cell (method and task) only
+    if all its seeds are there."""
+    path = folder / f"{experiment.name}.csv"
+    runs = pd.DataFrame(read_records(path) or {"algorithm": [], "environment": [], "seed": [], "timesteps": [], "return": []})
+    if "wall_seconds" not in runs:
+        runs["wall_seconds"] = np.nan
+    runs = runs.astype({"seed": int, "timesteps": int, "return": float, "wall_seconds": float})
+    wanted = list(experiment.methods), list(experiment.environments)
+    runs = runs[runs.algorithm.isin(wanted[0]) & runs.environment.isin(wanted[1]) & runs.seed.isin(experiment.seeds)]
+    n_seeds = runs.groupby(["algorithm", "environment"])["seed"].transform("nunique")
+    runs = runs[n_seeds == len(experiment.seeds)].copy()
+    for column, order in zip(("algorithm", "environment"), wanted, strict=True):
+        runs[column] = pd.Categorical(runs[column], order)
+    return runs.sort_values(["algorithm", "environment", "seed", "timesteps"]).astype({"algorithm": str, "environment": str})
+
+
+def final_returns(runs: pd.DataFrame, experiment: Experiment) -> pd.Series:
+    """Mean return in the last 10 % of the steps, by algorithm, environment and seed."""
+    last = runs[runs.timesteps > 0.9 * runs.environment.map(experiment.environments)]
+    return last.groupby(["algorithm", "environment", "seed"], sort=False)["return"].mean()
+
+
+def mean_returns(runs: pd.DataFrame, experiment: Experiment) -> pd.Series:
+    """Area under the learning curve over its length; bins in which no episode ended are interpolated."""
+
+    def area(run: pd.DataFrame) -> float:
+        end = experiment.environments[run.name[1]]
+        grid = np.arange(1, experiment.n_bins + 1) * (end // experiment.n_bins)
+        return float(np.interp(grid, run["timesteps"], run["return"]).mean())
+
+    groups = runs.groupby(["algorithm", "environment", "seed"], sort=False)[["timesteps", "return"]]
+    return groups.apply(area) if len(runs) else pd.Series(dtype=float)
+
+
+def scores(runs: pd.DataFrame, experiment: Experiment, constants: pd.DataFrame) -> pd.DataFrame:
+    """A row for each seed, columns (algorithm, environment); of the area where a task saturates, else of the final return."""
+    final, area = final_returns(runs, experiment), mean_returns(runs, experiment)
+    if final.empty:
+        return pd.DataFrame(index=pd.Index([], name="seed"))
+    saturates = final.index.get_level_values("environment").isin(experiment.saturating)
+    returns = final.where(~saturates, area)
+    random, reference = (
+        returns.index.get_level_values("environment").map(constants[name]) for name in ("random", "reference")
+    )
+    return ((returns - random) / (reference - random)).unstack(["algorithm", "environment"])
+
+
+def samples(table: pd.DataFrame, algorithm: str, experiment: Experiment) -> list[Array] | None:
+    """An algorithm's scores on each environment in order of seeds; ``None`` while one is unfinished."""
+    if any((algorithm, environment) not in table for environment in experiment.environments):
+        return None
+    return [table[algorithm, environment].to_numpy() for environment in experiment.environments]
+
+
+def paired_differences(first: Sequence[Array], second: Sequence[Array]) -> list[Array]:
+    """Differences of scores of the same seed, by environment."""
+    return [a - b for a, b in zip(first, second, strict=True)]
+
+
+# --- Constants ---
+
+
+def read_constants(folder: Path) -> pd.DataFrame:
+    """Return of random actions and of the reference, by environment."""
+    return pd.read_csv(folder / CONSTANTS).set_index("environment")
+
+
+def random_returns(environment: str, n_episodes: int, seed: int = 0) -> Array:
+    """Returns of episodes with uniform random actions, shape (n_episodes,)."""
+    import gymnasium
+
+    register_environments()
+    env = gymnasium.make(environment)
+    env.action_space.seed(seed)
+    returns = np.zeros(n_episodes)
+    for episode in range(n_episodes):
+        env.reset(seed=seed if episode == 0 else None)
+        is_over = False
+        while not is_over:
+            _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+            returns[episode] += float(reward)
+            is_over = terminated or truncated
+    env.close()
+    return returns
+
+
+def measure_random_returns(path: Path) -> None:
+    """Fill in the random returns that a file of constants lacks; those it has are never changed."""
+    rows: list[dict[str, object]] = [dict(row) for row in read_records(path)]
+    for row in rows:
+        if not row["random"]:
+            returns = random_returns(str(row["environment"]), N_RANDOM_EPISODES)
+            row.update(random=f"{returns.mean():.2f}", random_episodes=N_RANDOM_EPISODES, versions=versions())
+            print(row["environment"], row["random"], flush=True)
+            write_records(path, rows)

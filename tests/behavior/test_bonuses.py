@@ -1,0 +1,110 @@
+"""Bonuses for behaviour that differs from earlier behaviour."""
+
+import ot
+import pytest
+import torch
+
+from sb3_wng.behavior import NoveltyBonus, WassersteinBonus
+
+
+@pytest.fixture
+def clouds():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(40, 2, generator=generator), torch.randn(3, 2, generator=generator) + 1
+
+
+def test_wasserstein_potential_is_pots(clouds):
+    x, y = (cloud.double() for cloud in clouds)
+    bonus = WassersteinBonus(n_previous=3, entropic_reg=0.2)
+    bonus.update(y)
+    reg = 0.2 * ot.dist(x, y).mean().item()
+    potentials = []
+    for other in (y, x):
+        _, log = ot.sinkhorn(
+            torch.full((40,), 1 / 40).double(),
+            torch.full((len(other),), 1 / len(other)).double(),
+            ot.dist(x, other),
+            reg,
+            numItermax=100_000,
+            stopThr=1e-12,
+            method="sinkhorn_log",
+            log=True,
+        )
+        potentials.append(reg * log["log_u"])
+    # the potential of a cloud to itself is the half of u + v, which Sinkhorn splits at will
+    symmetric = potentials[1] - potentials[1].mean()
+    expected = potentials[0] - potentials[0].mean() - symmetric
+    found = bonus(x)
+    torch.testing.assert_close(found - found.mean(), expected, atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("distance", ["sinkhorn", "dual"])
+@pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean"])
+def test_behaviour_far_from_earlier_behaviour_scores_higher(distance, cost):
+    x = torch.linspace(0, 3, 30)[:, None] * torch.tensor([[1.0, 0.5]])
+    bonus = WassersteinBonus(2, distance, cost=cost)
+    bonus.update(torch.zeros(1, 2))
+    scores = bonus(x)
+    assert torch.corrcoef(torch.stack([scores, x.norm(dim=1)]))[0, 1] > 0.9
+
+
+def test_dual_and_sinkhorn_agree(clouds):
+    x, y = clouds
+    scores = []
+    for distance in ("sinkhorn", "dual"):
+        bonus = WassersteinBonus(3, distance)
+        bonus.update(y)
+        scores.append(bonus(x))
+    assert torch.corrcoef(torch.stack(scores))[0, 1] > 0.98
+
+
+def test_only_the_last_policies_are_remembered():
+    bonus = WassersteinBonus(n_previous=2)
+    for value in range(5):
+        bonus.update(torch.full((1, 3), float(value)))
+    assert bonus.embeddings[:, 0].tolist() == [3.0, 4.0]
+
+
+def test_divergence_is_zero_without_memory_and_where_clouds_coincide(clouds):
+    x, _ = clouds
+    bonus = WassersteinBonus(n_previous=len(x))
+    assert bonus.value(x) == 0.0
+    assert torch.equal(bonus(x), torch.zeros(len(x)))
+    bonus.update(x)
+    assert bonus.value(x) == pytest.approx(0, abs=1e-5)
+
+
+def test_novelty_is_the_mean_distance_to_the_nearest_neighbours():
+    bonus = NoveltyBonus(n_neighbors=2)
+    bonus.update(torch.tensor([[0.0], [1.0], [10.0]]))
+    torch.testing.assert_close(bonus(torch.tensor([[0.0], [4.0]])), torch.tensor([0.5, 3.5]))
+
+
+def test_novelty_takes_what_neighbours_there_are():
+    bonus = NoveltyBonus(n_neighbors=10)
+    assert bonus(torch.ones(1, 2)).tolist() == [0.0]
+    bonus.update(torch.zeros(1, 2))
+    assert bonus(torch.tensor([[3.0, 4.0]])).tolist() == [5.0]
+
+
+@pytest.mark.parametrize("bonus", [WassersteinBonus, NoveltyBonus])
+def test_memory_travels_with_the_state(bonus, clouds):
+    original, copy = bonus(), bonus()
+    for embedding in clouds[1]:
+        original.update(embedding[None])
+    copy.load_state_dict(original.state_dict())
+    torch.testing.assert_close(copy(clouds[0]), original(clouds[0]))
+    assert len(copy.embeddings) == len(original.embeddings)
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match="n_previous must be >= 1"):
+        WassersteinBonus(0)
+    with pytest.raises(ValueError, match="distance must be one of 'sinkhorn', 'dual'"):
+        WassersteinBonus(distance="l2")
+    with pytest.raises(ValueError, match="n_neighbors must be >= 1"):
+        NoveltyBonus(0)
+    bonus = NoveltyBonus()
+    bonus.update(torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="2 columns as before, got 3"):
+        bonus.update(torch.zeros(1, 3))

@@ -1,0 +1,137 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pd = pytest.importorskip("pandas")
+pytest.importorskip("pybullet_envs_gymnasium")
+
+from sb3_wng.benchmarks import scores  # noqa: E402
+from sb3_wng.benchmarks.experiments import EXPERIMENTS, REGULATOR, Experiment, Method  # noqa: E402
+from sb3_wng.benchmarks.records import read_records, write_records  # noqa: E402
+
+RANDOM = np.random.default_rng(3)
+FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
+
+
+def make_experiment(**changes) -> Experiment:
+    methods = {"A": Method("NPG"), "B": Method("PG")}
+    return Experiment("two", "", methods, {"x": 100, "y": 200}, (0, 1, 2), n_bins=20, **changes)
+
+
+def make_rows(experiment: Experiment, value=lambda name, env, seed, share: share) -> list[dict[str, object]]:
+    return [
+        {
+            "experiment": "two",
+            "algorithm": name,
+            "environment": env,
+            "seed": seed,
+            "timesteps": end * index // 20,
+            "return": value(name, env, seed, index / 20),
+            "wall_seconds": index,
+        }
+        for name in experiment.methods
+        for env, end in experiment.environments.items()
+        for seed in experiment.seeds
+        for index in range(1, 21)
+    ]
+
+
+def test_the_interquartile_mean_drops_a_quarter_at_each_end_of_all_runs():
+    estimate = scores.interquartile_mean([np.array([0.0, 1.0, 2.0, 1000.0]), np.array([-1000.0, 1.0, 2.0, 3.0])])
+    assert estimate.value == pytest.approx((1 + 1 + 2 + 2) / 4)
+
+
+def test_the_bootstrap_is_stratified_by_task():
+    # no spread within a task: nothing to resample, however far the tasks are apart
+    estimate = scores.mean([np.zeros(10), np.full(10, 5.0)])
+    assert (estimate.value, estimate.low, estimate.high) == (2.5, 2.5, 2.5)
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say():
+    covered = []
+    for _ in range(200):
+        estimate = scores.mean([RANDOM.normal(1, 1, 25), RANDOM.normal(3, 1, 25)])
+        covered.append(estimate.low <= 2 <= estimate.high)
+    assert 0.88 <= np.mean(covered) <= 0.99
+
+
+def test_estimates_are_the_same_when_computed_again():
+    samples = [RANDOM.normal(size=10)]
+    assert scores.interquartile_mean(samples) == scores.interquartile_mean(samples)
+
+
+@pytest.mark.parametrize(
+    ("values", "clear"),
+    [(np.linspace(0.1, 1, 10), True), (np.linspace(0.1, 1, 9), False), (np.linspace(-1, 1, 10), False)],
+)
+def test_a_claim_needs_ten_seeds_and_an_interval_without_zero(values, clear):
+    assert scores.mean([values]).is_clear == clear
+    assert scores.mean([-values]).is_clear == clear
+
+
+def test_pairing_removes_what_a_seed_does_to_both():
+    luck, gain = RANDOM.normal(0, 10, 10), RANDOM.normal(0.5, 0.1, 10)
+    paired = scores.mean(scores.paired_differences([luck + gain], [luck]))
+    assert paired.is_clear
+    assert paired.value == pytest.approx(gain.mean())
+
+
+def test_profiles_are_shares_of_runs_above_a_threshold():
+    profile = scores.performance_profile(np.array([0.0, 0.5, 1.0, 1.0]), np.array([-1.0, 0.0, 0.75, 1.0]))
+    np.testing.assert_array_equal(profile, [1.0, 0.75, 0.5, 0.0])
+
+
+def test_a_cell_counts_only_when_all_its_seeds_are_there(tmp_path):
+    experiment = make_experiment()
+    rows = [r for r in make_rows(experiment) if (r["algorithm"], r["environment"], r["seed"]) != ("A", "x", 1)]
+    write_records(tmp_path / "two.csv", rows)
+    runs = scores.read_runs(tmp_path, experiment)
+    assert set(zip(runs.algorithm, runs.environment, strict=True)) == {("A", "y"), ("B", "x"), ("B", "y")}
+
+
+def test_an_experiment_without_runs_is_empty(tmp_path):
+    assert scores.read_runs(tmp_path, make_experiment()).empty
+
+
+def test_final_returns_are_of_the_last_tenth_and_areas_of_everything(tmp_path):
+    experiment = make_experiment()
+    write_records(tmp_path / "two.csv", make_rows(experiment))
+    runs = scores.read_runs(tmp_path, experiment)
+    assert scores.final_returns(runs, experiment)["A", "x", 0] == pytest.approx((0.95 + 1) / 2)
+    area = np.mean(np.arange(1, 21) / 20)
+    assert scores.mean_returns(runs, experiment)["A", "y", 2] == pytest.approx(area)
+    gaps = runs[runs.timesteps % 20 == 0]  # every other bin of x is missing
+    assert scores.mean_returns(gaps, experiment)["A", "x", 0] == pytest.approx(area, abs=0.02)
+
+
+def test_scores_are_zero_for_random_and_one_for_the_reference_actions(tmp_path):
+    experiment = make_experiment(saturating=("y",))
+    write_records(tmp_path / "two.csv", make_rows(experiment, lambda name, *_: -5.0 if name == "A" else 10.0))
+    constants = pd.DataFrame({"random": {"x": -5.0, "y": -20.0}, "reference": {"x": 10.0, "y": 40.0}})
+    table = scores.scores(scores.read_runs(tmp_path, experiment), experiment, constants)
+    np.testing.assert_allclose(table["A", "x"], 0)
+    np.testing.assert_allclose(table["B", "x"], 1)
+    np.testing.assert_allclose(table["B", "y"], 0.5)
+    assert [len(values) for values in scores.samples(table, "A", experiment)] == [3, 3]
+    assert scores.samples(table.drop(columns=[("A", "x")]), "A", experiment) is None
+
+
+def test_every_task_of_an_experiment_has_constants():
+    constants = scores.read_constants(FOLDER)
+    for experiment in EXPERIMENTS.values():
+        chosen = constants.loc[list(experiment.environments)]
+        assert (chosen.random < chosen.reference).all()
+        assert (chosen.random_episodes >= 20).all()
+        assert chosen.source.notna().all()
+
+
+def test_measured_constants_are_never_changed(tmp_path):
+    path = tmp_path / "constants.csv"
+    row = {"environment": REGULATOR, "random": "", "random_episodes": "", "reference": "0", "source": "exact", "versions": ""}
+    write_records(path, [{**row, "environment": "known", "random": "1.25"}, row])
+    scores.measure_random_returns(path)
+    known, measured = read_records(path)
+    assert known["random"] == "1.25"
+    assert float(measured["random"]) < -100
+    assert float(measured["random"]) == pytest.approx(scores.random_returns(REGULATOR, 50).mean(), abs=0.01)
