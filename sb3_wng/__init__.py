@@ -5,6 +5,7 @@ from importlib import resources
 from sb3_wng import envs
 from sb3_wng.algorithms import BGES, BGPG, BGWNES, BGWNPG, ES, NPG, NSRES, PG, WNES, WNPG, ImplicitPolicy, rank_embeddings
 from sb3_wng.behavior import BehaviorCallback
+from sb3_wng.population import SVPG
 
 __version__ = resources.files(__name__).joinpath("version.txt").read_text().strip()
 
@@ -17,6 +18,7 @@ __all__ = [
     "NPG",
     "NSRES",
     "PG",
+    "SVPG",
     "WNES",
     "WNPG",
     "BehaviorCallback",

@@ -1,0 +1,151 @@
+"""Tables and figures of the SVPG study, from its CSV files: ``python -m sb3_wng.benchmarks.svpg_report [FOLDER]``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from sb3_wng.benchmarks.markdown import markdown, number
+from sb3_wng.benchmarks.svpg_study import SWING_UP
+
+TITLES = {
+    "table": "Table 1 of the paper: best return of a particle (published), iterations to within 5 % of it",
+    "temperature": "Temperature on CartPoleSwingUp (published, read off the figure)",
+    "population_size": "Population size at equal total steps, REINFORCE on CartPoleSwingUp",
+    "ablations": "What SVPG is made of, REINFORCE on CartPoleSwingUp",
+}
+COLUMNS = ["best", "best at the end", "mean at the end", "repulsion ratio", "parameter norm", "seeds"]
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row per run: its best return, when it was reached, and the last tenth of the curve."""
+    records = []
+    keys = ["algorithm", "environment", "seed", "share"]
+    for key, curve in rows.groupby(keys, sort=False):
+        best = curve.return_best.max()
+        tail = curve[curve.iteration > 0.9 * curve.iteration.max()]
+        close = curve.iteration[curve.return_best >= best - 0.05 * abs(best)].min()
+        records.append(
+            {
+                **dict(zip(keys, key, strict=True)),
+                "best": best,
+                "iterations": close,
+                "best at the end": tail.return_best.mean(),
+                "mean at the end": tail.return_mean.mean(),
+                "repulsion ratio": tail.repulsion_ratio.mean(),
+                "parameter norm": tail.parameter_norm.mean(),
+                "published": curve.published.iloc[0],
+            }
+        )
+    return pd.DataFrame(records)
+
+
+def table_of_tasks(runs: pd.DataFrame) -> pd.DataFrame:
+    """Algorithms by tasks: mean and standard deviation over seeds of the best return, published value, iterations."""
+    cells: dict[str, dict[str, str]] = {}
+    for (environment, name), group in runs.groupby(["environment", "algorithm"], sort=False):
+        published = group.published.iloc[0]
+        known = "" if pd.isna(published) else f" ({number(published)})"
+        spread = f" +- {number(group.best.std())}" if len(group) > 1 else ""
+        cell = f"{number(group.best.mean())}{spread}{known}, {group.iterations.mean():.0f} it."
+        cells.setdefault(environment.removeprefix("Rllab").removesuffix("-v0"), {})[name] = cell
+    return pd.DataFrame(cells).fillna("")
+
+
+def table_of_settings(runs: pd.DataFrame) -> pd.DataFrame:
+    """Settings by what was measured: means over seeds, and the standard deviation of the best return."""
+    rows = {}
+    for name, group in runs.groupby("algorithm", sort=False):
+        published = group.published.iloc[0]
+        row = {column: number(group[column].mean()) for column in COLUMNS[:-1]}
+        row["best"] += f" +- {number(group.best.std())}" if len(group) > 1 else ""
+        row["best"] += "" if pd.isna(published) else f" ({number(published)})"
+        rows[name] = {**row, "seeds": str(len(group))}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=COLUMNS)
+
+
+def section(folder: Path) -> str:
+    """Text and tables; the empty text while there are no numbers."""
+    parts = []
+    for name, title in TITLES.items():
+        path = folder / f"svpg_{name}.csv"
+        if not path.exists():
+            continue
+        runs = summary(pd.read_csv(path))
+        shares = ", ".join(f"{share:g}" for share in sorted(runs.share.unique()))
+        table = table_of_tasks(runs) if name == "table" else table_of_settings(runs)
+        parts.append(f"### {title}\n\nShare of the published iterations: {shares}.\n\n{markdown(table)}")
+        parts.append(f"![{title}](svpg_{name}.png)")
+    return "## SVPG\n\n" + "\n\n".join(parts) + "\n" if parts else ""
+
+
+def draw(folder: Path) -> None:
+    """A figure beside every file of the study: learning curves, and the particles' sorted returns at the end."""
+    for name in TITLES:
+        path = folder / f"svpg_{name}.csv"
+        if not path.exists():
+            continue
+        rows = pd.read_csv(path)
+        rows = rows[rows.environment == SWING_UP]
+        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+        for index, (label, group) in enumerate(rows.groupby("algorithm", sort=False)):
+            style = {"color": f"C{index % 10}", "linestyle": ("-", "--", ":")[index // 10], "label": label}
+            _curve(left, group, style)
+            _bars(right, group, style)
+        left.set(xlabel="million env steps of all particles", ylabel="return of the best particle", title="CartPoleSwingUp")
+        right.set(xlabel="rank of the particle", ylabel="return at the end", title="Every particle, sorted")
+        figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+        figure.savefig(path.with_suffix(".png"), dpi=110)
+        plt.close(figure)
+    if (folder / "svpg_visitation.csv").exists():
+        _draw_visitation(folder / "svpg_visitation.csv")
+
+
+def _curve(axes: Axes, group: pd.DataFrame, style: dict[str, Any]) -> None:
+    by_step = group.groupby("timesteps").return_best
+    mean, low, high = by_step.mean(), by_step.min(), by_step.max()
+    millions = mean.index / 1e6
+    axes.plot(millions, mean, **style)
+    axes.fill_between(millions, low, high, color=style["color"], alpha=0.12, linewidth=0)
+
+
+def _bars(axes: Axes, group: pd.DataFrame, style: dict[str, Any]) -> None:
+    last = group[group.iteration == group.groupby("seed").iteration.transform("max")]
+    sorted_returns = [np.sort(np.array(str(text).split(), dtype=float))[::-1] for text in last.particle_returns]
+    heights = np.mean(sorted_returns, axis=0)
+    axes.plot(np.arange(1, len(heights) + 1), heights, marker="." if len(heights) > 1 else "s", **style)
+
+
+def _draw_visitation(path: Path) -> None:
+    """Where the best four particles of each method go: share of the time per cell, logarithmic."""
+    rows = pd.read_csv(path)
+    names = list(rows.algorithm.unique())
+    figure, panels = plt.subplots(1, len(names), figsize=(3.1 * len(names), 3.2), layout="constrained", squeeze=False)
+    size = int(max(rows.position.max(), rows.angle.max())) + 1
+    for axes, name in zip(panels[0], names, strict=True):
+        group = rows[rows.algorithm == name]
+        density = np.zeros((size, size))
+        np.add.at(density, (group.angle, group.position), group.share)
+        axes.imshow(np.log10(np.maximum(density, 1e-6)), origin="lower", extent=(-3, 3, -np.pi, np.pi), aspect="auto")
+        axes.set(title=name, xlabel="position (m)", ylabel="angle (0 is upright)")
+    figure.savefig(path.with_suffix(".png"), dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path("docs/benchmarks")
+    draw(folder)
+    print(section(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,315 @@
+"""Why SVPG works: ``python -m sb3_wng.benchmarks.svpg_study EXPERIMENT [--seeds 0 1 2 3 4] [--jobs 2] [--share 1.0]``.
+
+``table`` is Table 1 of Liu et al. (2017, arXiv 1704.02399), ``temperature`` its Fig. 4, ``population_size`` the study that the
+paper leaves out (equal total steps), ``ablations`` takes the method apart. All run on rllab's tasks, natively batched. A run
+that is already in the output file is not repeated; ``--share 0.1`` runs a tenth of the published iterations. ``speed``
+measures env steps per CPU second against SB3's A2C; ``visitation`` where the best four particles of each saved population go.
+
+Columns: ``return_best`` and ``return_mean`` are over the particles, each the mean of its last 20 training episodes;
+``particle_returns`` has all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3 import A2C
+from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_wng.benchmarks.records import append_records, read_records, write_records
+from sb3_wng.envs import make_batched
+from sb3_wng.geometry import kernel_repulsion, median_bandwidth, particle_kernel, squared_distances, svgd_direction
+from sb3_wng.population import SVPG, AnnealedTemperature, CyclicalTemperature
+
+N_COLUMNS, N_STEPS = 320, 500  # 16 particles x 20 environments x one horizon: 10,000 steps per particle and iteration
+N_RECORDS = 50  # points of a learning curve
+SWING_UP, DOUBLE_PENDULUM = "RllabCartPoleSwingUp-v0", "RllabDoublePendulum-v0"
+CART_POLE, MOUNTAIN_CAR = "RllabCartPole-v0", "RllabMountainCar-v0"
+ITERATIONS = {SWING_UP: 1000, DOUBLE_PENDULUM: 1000, CART_POLE: 50, MOUNTAIN_CAR: 50}
+NETWORK = {"net_arch": [100, 50, 25]}  # tanh; orthogonal initialisation
+CRITIC = {"batch_size": 500, "n_critic_updates": 2}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One line of a table.
+
+    :param arguments: of :class:`sb3_wng.SVPG`
+    :param environments: and the best return that the paper reports on each, if it does
+    :param task: options of the environment
+    :param n_columns: environments of all particles together
+    """
+
+    arguments: dict[str, Any] = field(default_factory=dict)
+    environments: dict[str, float | None] = field(default_factory=lambda: {SWING_UP: None})
+    task: dict[str, Any] = field(default_factory=dict)
+    n_columns: int = N_COLUMNS
+
+
+# Best test returns: Table 1; CartPole and MountainCar are read off Fig. 2 and the same for all but joint
+PUBLISHED: dict[str, dict[str, float | None]] = {
+    "A2C joint": {SWING_UP: 308.71, DOUBLE_PENDULUM: -938.73, CART_POLE: 4650.0, MOUNTAIN_CAR: None},
+    "A2C independent": {SWING_UP: 419.62, DOUBLE_PENDULUM: -256.64, CART_POLE: 5000.0, MOUNTAIN_CAR: -60.0},
+    "A2C svpg": {SWING_UP: 436.84, DOUBLE_PENDULUM: -244.85, CART_POLE: 5000.0, MOUNTAIN_CAR: -60.0},
+    "REINFORCE joint": {SWING_UP: 232.96, DOUBLE_PENDULUM: -892.31, CART_POLE: 4650.0, MOUNTAIN_CAR: None},
+    "REINFORCE independent": {SWING_UP: 391.46, DOUBLE_PENDULUM: -797.45, CART_POLE: 5000.0, MOUNTAIN_CAR: -60.0},
+    "REINFORCE svpg": {SWING_UP: 426.69, DOUBLE_PENDULUM: -319.66, CART_POLE: 5000.0, MOUNTAIN_CAR: -60.0},
+}
+# Read off Fig. 4; "0.01" stands for its limit of temperature zero
+PUBLISHED_TEMPERATURES = {0.01: 230.0, 1.0: 320.0, 10.0: 390.0, 100.0: 80.0}
+
+
+def experiments() -> dict[str, dict[str, Setting]]:
+    """The settings that each experiment compares, by the names they have in tables."""
+    table = {}
+    for name, published in PUBLISHED.items():
+        algorithm, mode = name.split()
+        arguments = {"algorithm": "pg"} if algorithm == "REINFORCE" else {"algorithm": "a2c", "algorithm_kwargs": CRITIC}
+        table[name] = Setting({**arguments, "mode": mode}, published)
+    svpg = Setting({"algorithm": "pg"})
+    return {
+        "table": table,
+        "temperature": {
+            f"temperature {value:g}": replace(
+                svpg, arguments={**svpg.arguments, "temperature": value}, environments={SWING_UP: published}, n_columns=160
+            )
+            for value, published in PUBLISHED_TEMPERATURES.items()
+        },
+        "population_size": {
+            f"{n} particles": replace(svpg, arguments={**svpg.arguments, "n_particles": n}) for n in (1, 2, 4, 8, 16, 32)
+        },
+        "ablations": ablations(),
+    }
+
+
+def ablations() -> dict[str, Setting]:
+    """SVPG on REINFORCE with one thing changed at a time."""
+    changes: dict[str, dict[str, Any]] = {
+        "svpg": {},
+        "independent": {"mode": "independent"},
+        "joint": {"mode": "joint"},
+        "radial, no interaction": {"mode": "radial"},
+        "coupling, no repulsion": {"mode": "coupling"},
+        "printed bandwidth": {"bandwidth": "printed"},
+        "prior std 1": {"prior_std": 1.0},
+        "selection": {"selection_interval": 20},
+        "independent, selection": {"mode": "independent", "selection_interval": 20},
+        "annealed temperature": {"temperature": AnnealedTemperature(100.0, 1.0)},
+        "cyclical temperature": {"temperature": CyclicalTemperature(10.0, 1000.0)},
+        "PyTorch's initialisation": {"policy_kwargs": {**NETWORK, "ortho_init": False}},
+        "PyTorch's initialisation, radial": {"policy_kwargs": {**NETWORK, "ortho_init": False}, "mode": "radial"},
+        **{f"behaviour kernel x {coef:g}": {"kernel": "behavior", "behavior_coef": coef} for coef in (0.01, 0.03, 0.1)},
+    }
+    settings = {name: Setting({"algorithm": "pg", **change}) for name, change in changes.items()}
+    for mode in ("svpg", "independent", "radial"):
+        settings[f"raw angle, {mode}"] = Setting({"algorithm": "pg", "mode": mode}, task={"observation": "raw"})
+    return settings
+
+
+class Curve(BaseCallback):
+    """Particles' returns and the state of the kernel, at the end of ``N_RECORDS`` rollouts."""
+
+    def __init__(self, n_iterations: int) -> None:
+        super().__init__()
+        self.interval = max(1, n_iterations // N_RECORDS)
+        self.n_rollouts = 0
+        self.records: list[dict[str, object]] = []
+        self._start = time.perf_counter(), time.process_time()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self.n_rollouts += 1
+        if self.n_rollouts % self.interval:
+            return
+        model = self.model
+        assert isinstance(model, SVPG)
+        logged, returns = model.logger.name_to_value, model.mean_returns
+        self.records.append(
+            {
+                "iteration": self.n_rollouts,
+                "timesteps": self.num_timesteps,
+                "return_best": f"{returns.max():.2f}",
+                "return_mean": f"{returns.mean():.2f}",
+                "kernel_mean": f"{logged.get('train/kernel_mean', 0):.5f}",
+                "repulsion_ratio": f"{logged.get('train/repulsion_ratio', 0):.4f}",
+                "parameter_norm": f"{model.policy.theta.norm(dim=1).mean().item():.3f}",
+                "wall_seconds": f"{time.perf_counter() - self._start[0]:.1f}",
+                "cpu_seconds": f"{time.process_time() - self._start[1]:.1f}",
+                "particle_returns": " ".join(f"{value:.1f}" for value in returns),
+            }
+        )
+
+
+def make_model(setting: Setting, environment: str, seed: int) -> SVPG:
+    """The population, with the paper's settings where nothing else is given."""
+    env = make_batched(environment, setting.n_columns, seed=seed, **setting.task)
+    arguments = {"n_particles": 16, "temperature": 10.0, "policy_kwargs": NETWORK, **setting.arguments}
+    return SVPG("MlpPolicy", env, n_steps=N_STEPS, stats_window_size=20, seed=seed, device="cpu", **arguments)
+
+
+def run(
+    experiment: str, name: str, environment: str, seed: int, share: float, models: Path | None, deadline: float = math.inf
+) -> list[dict[str, object]]:
+    """Train once; one record per point of the learning curve, none if it is past the deadline (seconds since the epoch)."""
+    if time.time() > deadline:
+        return []
+    torch.set_num_threads(1)
+    setting = experiments()[experiment][name]
+    n_iterations = max(1, round(ITERATIONS[environment] * share))
+    curve = Curve(n_iterations)
+    model = make_model(setting, environment, seed)
+    model.learn(n_iterations * N_STEPS * setting.n_columns, callback=curve, log_interval=n_iterations + 1)
+    if models is not None:
+        model.save(models / f"{experiment}-{name}-{environment}-{seed}".replace(" ", "_"))
+    key = {"experiment": experiment, "algorithm": name, "environment": environment, "seed": seed, "share": f"{share:g}"}
+    published = setting.environments[environment]
+    return [{**key, "published": "" if published is None else published, **record} for record in curve.records]
+
+
+def finished_runs(path: Path) -> set[tuple[str, str, int, float]]:
+    """Which runs a file has: setting, environment, seed and share of the iterations."""
+    rows = read_records(path)
+    return {(row["algorithm"], row["environment"], int(row["seed"]), float(row["share"])) for row in rows}
+
+
+def visitation(model: SVPG, seed: int, n_bins: int = 30) -> NDArray[np.float64]:
+    """Share of the time that the best four particles spend in each cell of position and angle, on CartPoleSwingUp.
+
+    :return: shape (n_bins, n_bins), of position (-3 to 3 m) and angle (-pi to pi, zero upright)
+    """
+    counts = np.zeros((n_bins, n_bins))
+    for particle in np.argsort(model.mean_returns)[-4:]:
+        env = make_batched(SWING_UP, 100, seed=seed)
+        observations = env.reset()
+        for _ in range(N_STEPS):
+            actions, _ = model.predict(observations, particle=int(particle))
+            observations = env.step_batch(actions).observations
+            angles = np.arctan2(observations[:, 3], observations[:, 2])
+            counts += np.histogram2d(observations[:, 0], angles, n_bins, ((-3, 3), (-np.pi, np.pi)))[0]
+    return counts / counts.sum()
+
+
+def write_visitation(models: Path, path: Path) -> None:
+    """One record per cell that is visited, for every method of the table on CartPoleSwingUp; mean over saved seeds."""
+    shares: dict[str, list[NDArray[np.float64]]] = {}
+    for file in sorted(models.glob(f"table-*-{SWING_UP}-*.zip")):
+        name = file.stem.removeprefix("table-").partition(f"-{SWING_UP}-")[0].replace("_", " ")
+        shares.setdefault(name, []).append(visitation(SVPG.load(file, device="cpu"), seed=1000))
+    cells = []
+    for name, of_seeds in shares.items():
+        mean = np.mean(of_seeds, axis=0)
+        for i, j in np.argwhere(mean > 0):
+            cells.append({"algorithm": name, "seeds": len(of_seeds), "position": i, "angle": j, "share": f"{mean[i, j]:.3g}"})
+    write_records(path, cells)
+
+
+def measure_speed(path: Path, n_iterations: int = 3) -> None:
+    """Env steps per CPU second of 16 particles and of SB3's A2C, and the Stein update's share, all in one process."""
+    torch.set_num_threads(1)
+    records: list[dict[str, object]] = []
+
+    def record(name: str, value: float, unit: str) -> None:
+        records.append({"quantity": name, "value": f"{value:.4g}", "unit": unit})
+        print(f"{name}: {value:.4g} {unit}", flush=True)
+
+    for n_steps in (5, N_STEPS):
+        env = make_batched(SWING_UP, 20, seed=0)
+        agent = A2C("MlpPolicy", env, n_steps=n_steps, policy_kwargs=NETWORK, device="cpu", seed=0)
+        record(f"SB3 A2C, 20 environments, n_steps {n_steps}", steps_per_second(agent, 20 * N_STEPS), "steps/s")
+    for name, critic in (("pg", {}), ("a2c", CRITIC)):
+        model = make_model(Setting({"algorithm": name, "algorithm_kwargs": critic}), SWING_UP, 0)
+        record(f"SVPG {name}, 16 x 20 environments", steps_per_second(model, n_iterations * N_COLUMNS * N_STEPS), "steps/s")
+    for n, p in ((16, 6852), (64, 6852), (16, 100_000), (64, 100_000)):
+        record(f"Stein direction, {n} particles x {p} parameters", stein_seconds(n, p), "s")
+    hidden = {"net_arch": {"pi": [300, 300, 20], "vf": []}}  # 98,142 parameters with five observations
+    setting = Setting({"algorithm": "pg", "n_particles": 64, "policy_kwargs": hidden})
+    large = make_model(setting, SWING_UP, 0)
+    n_parameters = large.policy.theta.shape[1]
+    per_update = N_COLUMNS * N_STEPS / steps_per_second(large, N_COLUMNS * N_STEPS)
+    record(f"SVPG pg, 64 x 5 environments, {n_parameters} parameters", per_update, "s per iteration")
+    record("Stein direction's share of it", stein_seconds(64, n_parameters) / per_update, "")
+    append_records(path, records)
+
+
+def steps_per_second(model: A2C | SVPG, n_timesteps: int) -> float:
+    """CPU time of training after a short start."""
+    model.learn(1)
+    start = time.process_time()
+    n_before = model.num_timesteps
+    model.learn(n_timesteps, reset_num_timesteps=False)
+    return (model.num_timesteps - n_before) / (time.process_time() - start)
+
+
+def stein_seconds(n: int, p: int) -> float:
+    """CPU seconds of one direction from scores and particles (n, p); the fastest of three."""
+    scores, particles = torch.randn(n, p), torch.randn(n, p)
+    seconds = []
+    for _ in range(3):
+        start = time.process_time()
+        distances = squared_distances(particles)
+        bandwidth = median_bandwidth(distances)
+        kernel = particle_kernel(distances, bandwidth)
+        svgd_direction(scores, kernel, kernel_repulsion(particles, kernel, bandwidth))
+        seconds.append(time.process_time() - start)
+    return min(seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("experiment", choices=[*experiments(), "speed", "visitation"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--share", type=float, default=1.0, help="of the published iterations")
+    parser.add_argument("--budget", type=float, default=math.inf, help="seconds after which no run is started")
+    parser.add_argument("--algorithms", nargs="+", help="names in the table (default: all)")
+    parser.add_argument("--environments", nargs="+", help="ids (default: all of the experiment's)")
+    parser.add_argument("--models", type=Path, help="folder where trained populations are saved")
+    parser.add_argument("--output", type=Path, help="CSV file (default: docs/benchmarks/svpg_EXPERIMENT.csv)")
+    arguments = parser.parse_args()
+    path = arguments.output or Path("docs/benchmarks") / f"svpg_{arguments.experiment}.csv"
+    if arguments.experiment == "speed":
+        measure_speed(path)
+    elif arguments.experiment == "visitation":
+        if arguments.models is None:
+            parser.error("visitation needs --models, the folder that table wrote")
+        write_visitation(arguments.models, path)
+    else:
+        run_experiment(arguments, path)
+
+
+def run_experiment(arguments: argparse.Namespace, path: Path) -> None:
+    """Every run that the arguments name and the file lacks, a seed at a time."""
+    done = finished_runs(path)
+    runs = [
+        (name, environment, seed)
+        for seed in arguments.seeds
+        for name, setting in experiments()[arguments.experiment].items()
+        for environment in setting.environments
+        if (arguments.algorithms is None or name in arguments.algorithms)
+        and (arguments.environments is None or environment in arguments.environments)
+        and (name, environment, seed, arguments.share) not in done
+    ]
+    rest = (arguments.share, arguments.models, time.time() + arguments.budget)
+    with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(run, arguments.experiment, *key, *rest): key for key in runs}
+        for count, future in enumerate(as_completed(futures), 1):
+            records = future.result()
+            if records:
+                append_records(path, records)
+                print(f"{count}/{len(futures)}", *futures[future], records[-1]["return_best"], flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,290 @@
+"""Several agents that train in lock-step on shares of one VecEnv: rollouts, best member, logs, save and load."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import (
+    ActorCriticCnnPolicy,
+    ActorCriticPolicy,
+    BasePolicy,
+    MultiInputActorCriticPolicy,
+)
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
+
+from sb3_wng.algorithms.arguments import check_integers
+from sb3_wng.algorithms.policy_gradient import NaturalPolicyGradient
+from sb3_wng.algorithms.rollouts import check_finite_observation, check_finite_rollout
+from sb3_wng.population.particles import KINDS, Kind, Optimizers, Particle, kind_name
+from sb3_wng.population.policies import PopulationPolicy
+from sb3_wng.population.rollouts import Timeout, column_buffer, evaluate_columns, step_columns
+
+SelfPopulation = TypeVar("SelfPopulation", bound="Population")
+
+
+class Population(OnPolicyAlgorithm):
+    """``population_size`` particles, each with its own actor, critic and environments; subclasses say how they learn.
+
+    The columns of the VecEnv are split evenly, in order. All steps count towards ``total_timesteps``. It predicts as the
+    particle with the best mean return of its last ``stats_window_size`` episodes.
+    """
+
+    policy: PopulationPolicy  # type: ignore[assignment]
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": ActorCriticPolicy,
+        "CnnPolicy": ActorCriticCnnPolicy,
+        "MultiInputPolicy": MultiInputActorCriticPolicy,
+    }
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str | None,
+        n_particles: int,
+        n_envs_per_particle: int,
+        algorithm: Any,
+        algorithm_kwargs: dict[str, Any] | None = None,
+        normalize_advantage: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        self.n_particles = n_particles
+        self.n_envs_per_particle = n_envs_per_particle
+        check_integers(self, n_particles=1, n_envs_per_particle=1)
+        self.algorithm = kind_name(algorithm)
+        if isinstance(env, str):
+            env = make_vec_env(env, n_particles * n_envs_per_particle, seed=kwargs.get("seed"))
+        super().__init__(
+            policy,
+            env,  # type: ignore[arg-type]
+            ent_coef=0.0,
+            vf_coef=0.0,  # critics have their own loss and step
+            max_grad_norm=0.0,  # not used
+            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+            _init_setup_model=False,
+            **kwargs,
+        )
+        self.algorithm_kwargs = dict(algorithm_kwargs or {})
+        self.normalize_advantage = normalize_advantage
+        self.particle_returns: list[deque[float]] = [deque(maxlen=self._stats_window_size) for _ in range(n_particles)]
+
+    @property
+    def kind(self) -> Kind:
+        """What the particles are."""
+        return KINDS[self.algorithm]
+
+    @property
+    def population_size(self) -> int:
+        """Number of agents that are trained."""
+        return self.n_particles
+
+    def _setup_model(self) -> None:
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        if self.rollout_buffer_class is None:
+            is_dict = isinstance(self.observation_space, spaces.Dict)
+            self.rollout_buffer_class = DictRolloutBuffer if is_dict else RolloutBuffer
+        learners = [self._make_learner() for _ in range(self.population_size)]
+        first = learners[0].policy
+        self.policy = PopulationPolicy(
+            type(first), first._get_constructor_parameters(), len(learners), [learner.policy for learner in learners]
+        ).to(self.device)
+        self.particles = [Particle(self.kind, learner) for learner in learners]
+        self.critic_optimizers = Optimizers([particle.optimizer for particle in self.policy])
+        self.natural_gradients = nn.ModuleList(learner.natural_gradient for learner in learners)
+        if learners[0].uses_kernel:
+            self.kernel_metrics = nn.ModuleList(learner.kernel_metric for learner in learners)
+        self.rollout_buffer = self.rollout_buffer_class(
+            self.n_steps,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda if self.kind.has_critic else 1.0,
+            n_envs=self.n_envs,
+            **self.rollout_buffer_kwargs,
+        )
+
+    def _make_learner(self) -> NaturalPolicyGradient:
+        learner = self.kind.algorithm(
+            self.policy_class,  # type: ignore[arg-type]
+            None,  # type: ignore[arg-type]
+            n_steps=1,  # of its own buffer, which the population's replaces
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            normalize_advantage=self.normalize_advantage,
+            use_sde=self.use_sde,
+            policy_kwargs=self.policy_kwargs,
+            device=self.device,
+            _init_setup_model=False,
+            **{**self.kind.arguments, **self.algorithm_kwargs},
+        )
+        learner.observation_space, learner.action_space, learner.n_envs = self.observation_space, self.action_space, 1
+        learner._setup_model()
+        return learner
+
+    def check_n_envs(self) -> None:
+        """:raises ValueError: unless every particle gets the same number of environments"""
+        if self.n_envs % self.population_size:
+            raise ValueError(
+                f"n_envs must be a multiple of n_particles={self.population_size}, got {self.n_envs}: pass an environment id "
+                f"(then n_envs_per_particle counts), or make_vec_env(..., n_envs={self.population_size})"
+            )
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        self.check_n_envs()  # a loaded population may have been given another environment, which is enough to predict
+        return super()._setup_learn(*args, **kwargs)
+
+    @property
+    def columns(self) -> list[slice]:
+        """Environments of each particle."""
+        return self.policy.columns(self.n_envs)
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        assert self._last_obs is not None, "No previous observation was provided"
+        self.policy.set_training_mode(False)
+        rollout_buffer.reset()
+        if self.use_sde:
+            self.policy.reset_noise(env.num_envs)
+        callback.on_rollout_start()
+        timeouts: list[Timeout] = []
+        values = th.zeros(env.num_envs)  # known at the end of the rollout, for all steps at once
+        for n_steps in range(n_rollout_steps):
+            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
+                self.policy.reset_noise(env.num_envs)
+            actions, log_probs = self._act()
+            clipped_actions = self._environment_actions(actions)
+            new_obs, rewards, dones, infos, ended = step_columns(env, clipped_actions)
+            self.num_timesteps += env.num_envs
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+            self._record_episodes(infos, dones)
+            timeouts += [Timeout(n_steps, column, observation) for column, observation in ended]
+            if isinstance(self.action_space, spaces.Discrete):
+                actions = actions.reshape(-1, 1)
+            last_obs: Any = self._last_obs
+            rollout_buffer.add(last_obs, actions, rewards, np.asarray(self._last_episode_starts), values, log_probs)
+            self._last_obs, self._last_episode_starts = new_obs, dones
+        self._finish_rollout(rollout_buffer, timeouts, dones)
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    @th.inference_mode()
+    def _act(self) -> tuple[NDArray[Any], th.Tensor]:
+        try:
+            actions, log_probs = self.policy(obs_as_tensor(self._last_obs, self.device))  # type: ignore[arg-type]
+        except ValueError as error:  # torch's distributions refuse non-finite parameters, but cannot say where from
+            check_finite_observation(self._last_obs, error)
+            raise
+        return actions.cpu().numpy(), log_probs
+
+    def _environment_actions(self, actions: NDArray[Any]) -> NDArray[Any]:
+        """Actions within the bounds of the space, in its shape."""
+        if not isinstance(self.action_space, spaces.Box):
+            return actions
+        actions = actions.reshape(-1, *self.action_space.shape)
+        if self.policy.squash_output:
+            return self.policy.unscale_action(actions)
+        return np.clip(actions, self.action_space.low, self.action_space.high)
+
+    def _record_episodes(self, infos: list[dict[str, Any]], dones: NDArray[np.bool_]) -> None:
+        assert self.ep_info_buffer is not None
+        assert self.ep_success_buffer is not None
+        width = self.n_envs // self.population_size
+        for column in np.flatnonzero(dones):
+            info = infos[column]
+            if "episode" in info:
+                self.ep_info_buffer.append(info["episode"])
+                self.particle_returns[column // width].append(info["episode"]["r"])
+            if "is_success" in info:
+                self.ep_success_buffer.append(info["is_success"])
+
+    def _finish_rollout(self, buffer: RolloutBuffer, timeouts: list[Timeout], dones: NDArray[np.bool_]) -> None:
+        check_finite_observation(self._last_obs)  # not in the buffer, but its value is in the returns
+        check_finite_rollout(buffer)
+        last_values = th.zeros(self.n_envs)
+        if self.kind.has_critic:
+            for particle, columns in zip(self.policy, self.columns, strict=True):
+                values = evaluate_columns(buffer, columns, particle, self._last_obs, timeouts)
+                last_values[columns] = th.as_tensor(values)
+        buffer.compute_returns_and_advantage(last_values, dones)
+        self.policy.best.fill_(int(np.argmax(self.mean_returns)))
+
+    @property
+    def mean_returns(self) -> NDArray[np.float64]:
+        """Each particle's mean return over its last episodes, shape (population_size,); -inf before the first."""
+        returns = self.particle_returns[: self.population_size]
+        return np.array([np.mean(episodes) if episodes else -np.inf for episodes in returns])
+
+    def shares(self) -> list[RolloutBuffer]:
+        """The rollout buffer, one share for each particle."""
+        return [column_buffer(self.rollout_buffer, columns) for columns in self.columns]
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        particle: int | None = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """As every SB3 algorithm's.
+
+        :param particle: index of the particle that acts; ``None``: the best so far
+        """
+        return self.policy.predict(observation, state, episode_start, deterministic, particle)
+
+    def log_means(self) -> None:
+        """Log the means over the particles of what they have logged, where the population has not logged its own."""
+        names = {name: None for particle in self.particles for name in particle.learner.logger.name_to_value}
+        for name in names:
+            values = [p.learner.logger.name_to_value[name] for p in self.particles if name in p.learner.logger.name_to_value]
+            if name not in self.logger.name_to_value:
+                self.logger.record(name, float(np.mean(values)))
+        for particle in self.particles:
+            particle.learner.logger.name_to_value.clear()
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """Write the log: aggregates, the best particle, and (not to the terminal) every particle."""
+        if np.isfinite(self.mean_returns).any():
+            self.logger.record("rollout/ep_rew_mean_best", self.mean_returns.max())
+            for index, value in enumerate(self.mean_returns):
+                self.logger.record(f"particles/ep_rew_mean_{index:02d}", value, exclude="stdout")
+        super().dump_logs(iteration)
+
+    def learn(
+        self: SelfPopulation,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfPopulation:
+        """As every SB3 algorithm's; ``total_timesteps`` counts the steps of all particles."""
+        name = tb_log_name or type(self).__name__
+        return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        modules = ["critic_optimizers", "natural_gradients"]
+        if hasattr(self, "kernel_metrics"):
+            modules.append("kernel_metrics")
+        return ["policy", "policy.optimizer", *modules], []
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "particles"]

@@ -1,0 +1,92 @@
+"""The study's settings can be built, its runs are recorded once, and its report reads what they wrote."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pandas")
+pytest.importorskip("matplotlib")
+
+import pandas as pd
+
+from sb3_wng import SVPG
+from sb3_wng.benchmarks import svpg_report, svpg_study
+from sb3_wng.benchmarks.records import append_records
+
+SETTINGS = {(name, label): s for name, table in svpg_study.experiments().items() for label, s in table.items()}
+
+
+@pytest.mark.parametrize("key", SETTINGS, ids=", ".join)
+def test_every_setting_builds_a_population(key):
+    setting = SETTINGS[key]
+    small = replace(setting, arguments={**setting.arguments, "n_particles": 4}, n_columns=8)
+    model = svpg_study.make_model(small, next(iter(setting.environments)), 0)
+    assert model.n_steps == 500
+    assert svpg_study.ITERATIONS.keys() >= setting.environments.keys()
+    assert setting.n_columns % setting.arguments.get("n_particles", 16) == 0
+
+
+def test_the_published_table_is_complete_and_populations_are_compared_at_equal_steps():
+    assert len(svpg_study.experiments()["table"]) == 6
+    assert all(set(values) == set(svpg_study.ITERATIONS) for values in svpg_study.PUBLISHED.values())
+    assert {setting.n_columns for setting in svpg_study.experiments()["population_size"].values()} == {320}
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Runs of two rollouts of a few steps."""
+    monkeypatch.setattr(svpg_study, "N_STEPS", 20)
+    monkeypatch.setitem(svpg_study.ITERATIONS, svpg_study.SWING_UP, 4)
+    table = {
+        name: replace(SETTINGS["table", name], n_columns=8, arguments={**SETTINGS["table", name].arguments, "n_particles": 4})
+        for name in ("REINFORCE svpg", "REINFORCE joint")
+    }
+    task = {"max_episode_steps": 10}
+    monkeypatch.setattr(svpg_study, "experiments", lambda: {"table": {k: replace(s, task=task) for k, s in table.items()}})
+
+
+def test_runs_are_recorded_once_and_reported(tiny, tmp_path):
+    path = tmp_path / "svpg_table.csv"
+    for name in ("REINFORCE svpg", "REINFORCE joint"):
+        for seed in (0, 1):
+            append_records(path, svpg_study.run("table", name, svpg_study.SWING_UP, seed, 0.5, tmp_path))
+    assert svpg_study.run("table", "REINFORCE svpg", svpg_study.SWING_UP, 0, 0.5, None, deadline=0.0) == []
+    assert ("REINFORCE svpg", svpg_study.SWING_UP, 1, 0.5) in svpg_study.finished_runs(path)
+    rows = pd.read_csv(path)
+    assert len(rows) == 2 * 2 * 2
+    last = rows[(rows.algorithm == "REINFORCE svpg") & (rows.iteration == 2)].iloc[0]
+    returns = [float(value) for value in last.particle_returns.split()]
+    assert len(returns) == 4
+    assert last.return_best == pytest.approx(max(returns), abs=0.1)
+    assert last.return_mean == pytest.approx(np.mean(returns), abs=0.1)
+    assert last.timesteps == 2 * 20 * 8
+    text = svpg_report.section(tmp_path)
+    runs = svpg_report.summary(rows)
+    assert f"{runs[runs.algorithm == 'REINFORCE joint'].best.mean():.1f}"[:4] in text
+    assert "(427)" in text
+    assert "(233)" in text
+    svpg_report.draw(tmp_path)
+    assert (tmp_path / "svpg_table.png").stat().st_size > 0
+
+
+def test_best_returns_and_the_iterations_to_come_close_are_read_off_the_curve():
+    curve = pd.DataFrame({"return_best": [0, 96, 100, 90], "iteration": [1, 2, 3, 4], "return_mean": 1.0})
+    constant = {"algorithm": "a", "environment": "e", "seed": 0, "share": 1.0, "repulsion_ratio": 0.5, "parameter_norm": 2.0}
+    run = svpg_report.summary(curve.assign(**constant, published=10.0)).iloc[0]
+    assert (run.best, run.iterations, run["best at the end"]) == (100, 2, 90)
+
+
+def test_visits_are_shares_of_the_time(tmp_path):
+    model = svpg_study.make_model(
+        svpg_study.Setting({"n_particles": 4, "algorithm": "pg"}, n_columns=4), svpg_study.SWING_UP, 0
+    )
+    model.save(tmp_path / f"table-REINFORCE_svpg-{svpg_study.SWING_UP}-0")
+    svpg_study.write_visitation(tmp_path, tmp_path / "svpg_visitation.csv")
+    rows = pd.read_csv(tmp_path / "svpg_visitation.csv")
+    assert rows.share.sum() == pytest.approx(1, abs=0.02)
+    assert set(rows.algorithm) == {"REINFORCE svpg"}
+    hanging = rows[(rows.angle < 5) | (rows.angle > 24)]
+    assert hanging.share.sum() > 0.5  # an untrained pole hangs
+    svpg_report.draw(tmp_path)
+    assert isinstance(SVPG.load(next(tmp_path.glob("*.zip")), device="cpu"), SVPG)

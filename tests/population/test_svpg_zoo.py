@@ -1,0 +1,50 @@
+"""RL-Zoo trains, continues and tunes populations with the shipped hyperparameters."""
+
+import inspect
+
+import pytest
+
+pytest.importorskip("rl_zoo3")
+
+import gymnasium
+import optuna
+import rl_zoo3.hyperparams_opt
+import yaml
+
+from sb3_wng import SVPG, zoo
+
+SMALL = ("n_envs:4", "n_particles:2", "n_steps:32", "algorithm_kwargs:dict(batch_size=32,n_critic_updates=1)")
+
+
+def test_the_shipped_hyperparameters_build_a_population_for_every_task():
+    zoo.register()
+    zoo_keys = {"n_timesteps", "n_envs", "normalize"}
+    known = set(inspect.signature(SVPG).parameters)
+    for env_id, entry in yaml.safe_load(zoo.hyperparams_file("svpg").read_text()).items():
+        assert set(entry) <= known | zoo_keys, env_id
+        assert entry["n_envs"] % entry["n_particles"] == 0
+        assert env_id == "default" or env_id in gymnasium.registry
+        assert all(isinstance(entry[key], (int, float)) for key in ("n_timesteps", "n_steps"))
+        arguments = {key: entry[key] for key in ("algorithm", "algorithm_kwargs", "n_particles", "use_sde") if key in entry}
+        SVPG("MlpPolicy", "Pendulum-v1", **arguments, device="cpu")
+
+
+def test_the_zoo_trains_enjoys_and_continues(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train = ["train", "--algo", "svpg", "--env", "CartPole-v1", "-n", "256", "--eval-freq", "32", "--eval-episodes", "1"]
+    zoo.main([*train, "--save-freq", "-1", "--seed", "1", "-params", *SMALL])
+    assert str(zoo.hyperparams_file("svpg")) in capsys.readouterr().out
+    run = tmp_path / "logs" / "svpg" / "CartPole-v1_1"
+    assert (run / "best_model.zip").is_file()
+    zoo.main(["enjoy", "--algo", "svpg", "--env", "CartPole-v1", "-f", "logs", "-n", "20", "--no-render", "--load-best"])
+    zoo.main([*train, "-i", str(run / "CartPole-v1.zip"), "-params", *SMALL])
+    assert "Loading pretrained agent" in capsys.readouterr().out
+
+
+def test_sampled_hyperparameters_are_constructor_arguments_and_come_back_from_a_finished_trial():
+    zoo.register()
+    trial = optuna.create_study().ask()
+    sampled = rl_zoo3.hyperparams_opt.HYPERPARAMS_SAMPLER["svpg"](trial, 3, 8, {})
+    assert set(sampled) <= set(inspect.signature(SVPG).parameters)
+    assert rl_zoo3.hyperparams_opt.HYPERPARAMS_CONVERTER["svpg"](trial.params) == sampled
+    SVPG("MlpPolicy", "Pendulum-v1", n_particles=2, device="cpu", **sampled)
