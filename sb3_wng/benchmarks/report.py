@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sb3_wng.benchmarks import figures, toy_report
+from sb3_wng.benchmarks import figures, penalty_cost, svpg_report, toy_report
 from sb3_wng.benchmarks.experiments import EXPERIMENTS, Experiment
 from sb3_wng.benchmarks.markdown import markdown, number
 from sb3_wng.benchmarks.scores import (
@@ -229,8 +229,10 @@ def jacobian_table(cost: pd.DataFrame) -> str:
 # Text for the CSV files of a folder, in the order of the page; empty while an experiment has none
 SECTIONS: tuple[Callable[[Path], str], ...] = (
     cost_section,
+    penalty_cost.section,
     toy_report.section,
     *(lambda folder, e=experiment: learning_section(e, folder) for experiment in EXPERIMENTS.values()),
+    svpg_report.section,
 )
 
 
@@ -248,3 +250,4 @@ def write(folder: Path) -> None:
     for experiment in EXPERIMENTS.values():
         if (folder / f"{experiment.name}.csv").exists():
             draw_experiment(experiment, folder)
+    svpg_report.draw(folder)
