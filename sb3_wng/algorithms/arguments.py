@@ -96,7 +96,7 @@ def check_penalty(model: NaturalPolicyGradient) -> None:
             warnings.warn("reference has no effect with wasserstein_coef=0", stacklevel=5)
         return
     is_of_states = isinstance(model.embedding, str) and model.embedding in STATE_EMBEDDINGS
-    if model.distance in ("closed_form", "kl"):
+    if model.distance in ("closed_form", "total_variation", "kl"):
         if not is_of_states or model.reference is not None:
             raise ValueError(
                 f"distance={model.distance!r} compares the actions of successive policies; with a reference or an embedding "
@@ -104,9 +104,11 @@ def check_penalty(model: NaturalPolicyGradient) -> None:
             )
     elif is_of_states and model.env is not None and not isinstance(model.action_space, spaces.Box):
         raise ValueError(
-            f"distance={model.distance!r} of single actions needs a Box action space; for {model.action_space} "
-            "distance='closed_form' is exact (total variation), and embedding='action_sequence' works with samples"
+            f"distance={model.distance!r} of single actions needs a Box action space; for {model.action_space} pass "
+            "distance='closed_form' or 'total_variation', or compare trajectories (embedding='action_sequence')"
         )
+    if model.distance == "total_variation" and isinstance(model.action_space, spaces.Box):
+        raise ValueError("distance='total_variation' needs discrete actions: between Gaussians it has no closed form")
 
 
 def is_finite_number(value: Any) -> bool:

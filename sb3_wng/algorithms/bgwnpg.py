@@ -76,7 +76,8 @@ class BGWNPG(NaturalPolicyGradient):
     :param wasserstein_coef: Coefficient of the distance in the minimised loss; the distance is in units of the policy's
         spread (of both samples' total variance for references and trajectories). > 0 attracts, < 0 repels, 0 is WNPG.
         Usually 0.1 to 10
-    :param distance: ``"closed_form"``: W2^2 of the action laws at each state (total variation for discrete actions).
+    :param distance: ``"closed_form"``: W2^2 of the action laws at each state (discrete actions: on their complete graph, as
+        WNPG's metric). ``"total_variation"``: W2^2 of discrete actions under the 0-1 cost, of first order in their change.
         ``"sinkhorn"``, ``"dual"``: debiased W2^2 between samples of behaviour, by Sinkhorn's iteration or by test functions
         that are kept from update to update. ``"kl"``: the KL divergence of the action laws
     :param adaptive_coef: Raise or lower the coefficient (> 0) after each rollout so that the update moves behaviour by

@@ -13,7 +13,7 @@ from sb3_wng.algorithms.surrogate import PolicyBatch
 from sb3_wng.behavior import BehaviorEmbedding, spread
 from sb3_wng.geometry import ActionLaw, DualPotentials, GaussianLaw, sinkhorn_distance, sinkhorn_potential
 
-DISTANCES = ("closed_form", "dual", "sinkhorn", "kl")
+DISTANCES = ("closed_form", "total_variation", "dual", "sinkhorn", "kl")
 MAX_POINTS = 256  # actions of a batch that are transported: the cost of a plan grows as their square
 
 
@@ -22,14 +22,16 @@ class SampleTransport(nn.Module):
 
     :param distance: ``"sinkhorn"`` or ``"dual"``
     :param entropic_reg: in units of the mean cost
+    :param cost: ``"sqeuclidean"``, or ``"euclidean"`` for W1
     """
 
     n_fallbacks: th.Tensor
 
-    def __init__(self, distance: str, entropic_reg: float) -> None:
+    def __init__(self, distance: str, entropic_reg: float, cost: str = "sqeuclidean") -> None:
         super().__init__()
         self.distance = distance
         self.entropic_reg = entropic_reg
+        self.cost = cost
         self.duals = nn.ModuleList()  # of (x, y), (x, x) and (y, y), from the first fit on: debiased as Sinkhorn's
         self.register_buffer("n_fallbacks", th.tensor(0.0))
 
@@ -38,7 +40,7 @@ class SampleTransport(nn.Module):
         fixed = x.detach()
         duals = self._fitted(fixed, y)
         if duals is None:
-            return sinkhorn_distance(x, y, self.entropic_reg)
+            return sinkhorn_distance(x, y, self.entropic_reg, self.cost)
         of_x = duals[1].value(x, fixed)  # half the gradient of W(x, x): fixed is x, too
         return duals[0].value(x, y) - of_x + 0.5 * (of_x.detach() - duals[2].value(y, y))
 
@@ -46,7 +48,7 @@ class SampleTransport(nn.Module):
         """Derivative of the distance in the mass at each point of x, up to a constant; shape (n,)."""
         duals = self._fitted(x, y)
         if duals is None:
-            return sinkhorn_potential(x, y, self.entropic_reg)
+            return sinkhorn_potential(x, y, self.entropic_reg, self.cost)
         return duals[0].forward(x) - duals[1].forward(x)
 
     def _fitted(self, x: th.Tensor, y: th.Tensor) -> list[DualPotentials] | None:
@@ -68,7 +70,7 @@ class SampleTransport(nn.Module):
         return None
 
     def _make_duals(self, dim: int) -> None:
-        self.duals.extend(DualPotentials(dim, entropic_reg=self.entropic_reg) for _ in range(3))
+        self.duals.extend(DualPotentials(dim, entropic_reg=self.entropic_reg, cost=self.cost) for _ in range(3))
 
     def get_extra_state(self) -> dict[str, int]:
         return {"dim": len(self.duals[0].get_buffer("center")) if self.duals else 0}
@@ -105,7 +107,7 @@ class BehaviorPenalty(nn.Module):
       :math:`E[u(X) \nabla \log q(X)]` is that of advantages less ``coef * (u - mean u) / unit`` at the window's steps.
 
     :param coefficient: > 0 attracts, < 0 repels
-    :param distance: ``"closed_form"``, ``"dual"``, ``"sinkhorn"`` or ``"kl"``
+    :param distance: ``"closed_form"``, ``"total_variation"``, ``"dual"``, ``"sinkhorn"`` or ``"kl"``
     :param entropic_reg: of the distances between samples, in units of their mean cost
     :param embedding: of trajectories; ``None``: single actions
     :param horizon: steps of a window
@@ -160,6 +162,8 @@ class BehaviorPenalty(nn.Module):
     def distance_of(self, law: ActionLaw, batch: PolicyBatch) -> th.Tensor:
         """Mean distance of single actions from the collecting policy's, or from the reference; shape ()."""
         if self.distance == "closed_form":
+            return law.wasserstein_distance(batch.old_law).mean()
+        if self.distance == "total_variation":
             return law.transport_cost(batch.old_law).mean()
         if self.distance == "kl":
             return batch.old_law.kl_divergence(law).mean()

@@ -146,7 +146,7 @@ def test_a_positive_coefficient_attracts_to_the_reference_and_a_negative_one_rep
             reference=points + 1e-3 * np.random.default_rng(0).standard_normal(points.shape),
             wasserstein_coef=coefficient,
             n_policy_updates=3,
-            policy_batch_size=64,
+            policy_batch_size=128,
             learning_rate=1e-2,
         )
         model.learn(6 * 256)
@@ -272,9 +272,21 @@ def test_a_trust_region_leaves_nothing_to_adapt_to(small):
         small(BGWNPG, "Pendulum-v1", adaptive_coef=True, n_penalized_epochs=0, policy_batch_size=None)
 
 
-def test_samples_of_single_discrete_actions_are_refused_since_their_closed_form_is_exact(small):
-    with pytest.raises(ValueError, match="exact"):
+def test_distances_that_an_action_space_has_not_are_refused(small):
+    with pytest.raises(ValueError, match="needs a Box"):
         small(BGPG, "CartPole-v1", distance="sinkhorn")
+    with pytest.raises(ValueError, match="needs discrete"):
+        small(BGPG, "Pendulum-v1", distance="total_variation")
+
+
+def test_total_variation_pins_a_discrete_policy_where_the_graphs_distance_lets_it_move(small, fill, watch):
+    moved = {}
+    for distance in ("closed_form", "total_variation"):
+        model = fill(small(BGPG, "CartPole-v1", distance=distance, **{**EPOCHS, "n_steps": 128}))
+        records = watch(model)
+        model.train()
+        moved[distance] = records[0]["relative"]
+    assert 0 < moved["total_variation"] < 0.5 * moved["closed_form"]
 
 
 def test_an_unused_reference_is_warned_of(small):
