@@ -9,7 +9,8 @@ envs = ["pybullet", "pybullet_envs_gymnasium>=0.6", "gymnasium[mujoco]"]
 ray = ["ray"]
 benchmarks = ["scipy>=1.15", "filelock", "pandas<3", "matplotlib"]
 docs = ["sphinx", "myst-parser", "furo"]
-tests = [*zoo, *envs, *ray, *benchmarks, *docs, "pytest", "pytest-xdist", "hypothesis", "mypy", "ruff", "tensorboard", "pillow"]
+tools = ["pytest", "pytest-xdist", "hypothesis", "mypy", "ruff", "tensorboard", "pillow"]
+tests = [*zoo, *envs, *ray, *benchmarks, *docs, *tools]
 
 setup(
     name="sb3-wng",

@@ -22,12 +22,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_wng import BGPG, BGWNPG, NPG, PG, WNPG
+from sb3_wng import BGES, BGPG, BGWNES, BGWNPG, ES, NPG, NSRES, PG, SVPG, WNES, WNPG, WassersteinPopulation
 
 if TYPE_CHECKING:
     import optuna
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"wnpg": WNPG, "bgwnpg": BGWNPG, "bgpg": BGPG, "npg": NPG, "pg": PG}
+# n_envs must be a multiple of their number of particles or policies
+POPULATIONS: dict[str, type[BaseAlgorithm]] = {"svpg": SVPG, "wassersteinpopulation": WassersteinPopulation}
+STRATEGIES: dict[str, type[BaseAlgorithm]] = {"es": ES, "wnes": WNES, "bges": BGES, "bgwnes": BGWNES, "nsres": NSRES}
+OURS = {**ALGORITHMS, **POPULATIONS, **STRATEGIES}
 
 MODEL_SCRIPTS = ("train", "enjoy", "record_video", "record_training")  # these are given one --algo and one --env
 PLOT_SCRIPTS = ("plots.plot_train", "plots.all_plots", "plots.plot_from_file")
@@ -118,6 +122,56 @@ def convert_policy_gradient_params(sampled_params: dict[str, Any]) -> dict[str, 
     return hyperparams
 
 
+def sample_population_params(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any], *, algo: str
+) -> dict[str, Any]:
+    """Draw the hyperparameters of one trial of a population; the particles' algorithm is the file's."""
+    sampled = {
+        "learning_rate": trial.suggest_float("learning_rate", 1e-4, 0.02, log=True),
+        "n_steps_pow": trial.suggest_int("n_steps_pow", 5, 10),
+        "one_minus_gamma": trial.suggest_float("one_minus_gamma", 0.0001, 0.03, log=True),
+        "one_minus_gae_lambda": trial.suggest_float("one_minus_gae_lambda", 0.0001, 0.1, log=True),
+        "net_arch": trial.suggest_categorical("net_arch", ["small", "medium"]),
+        "activation_fn": trial.suggest_categorical("activation_fn", ["tanh", "relu"]),
+    }
+    if algo == "svpg":
+        sampled["temperature"] = trial.suggest_float("temperature", 0.1, 100.0, log=True)
+    else:
+        sampled["wasserstein_coef"] = trial.suggest_float("wasserstein_coef", -4.0, 0.0)
+    hyperparams = convert_policy_gradient_params(sampled)
+    for name in ("gamma", "n_steps"):
+        trial.set_user_attr(name, hyperparams[name])
+    return hyperparams
+
+
+def sample_evolution_strategy_params(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any], *, algo: str
+) -> dict[str, Any]:
+    """Draw the hyperparameters of one trial of an evolution strategy; policy and normalisation are the file's."""
+    sampled = {
+        "learning_rate": trial.suggest_float("learning_rate", 0.003, 0.3, log=True),
+        "n_delta": trial.suggest_int("n_delta", 10, 100, log=True),
+        "delta_std": trial.suggest_float("delta_std", 0.01, 0.3, log=True),
+        "fitness_shaping": trial.suggest_categorical("fitness_shaping", ["standardize", "centered_rank"]),
+    }
+    if algo in ("wnes", "bgwnes"):
+        sampled["natural_coef"] = trial.suggest_float("natural_coef", -1.5, 1.0)
+        sampled["log_bandwidth"] = trial.suggest_float("log_bandwidth", -0.5, 1.5)
+        sampled["damping"] = trial.suggest_float("damping", 0.01, 1.0, log=True)
+    if algo in ("bges", "bgwnes"):
+        sampled["wasserstein_coef"] = trial.suggest_float("wasserstein_coef", -2.0, 0.0)
+        sampled["n_previous"] = trial.suggest_int("n_previous", 2, 200, log=True)
+    if algo == "nsres":
+        sampled["novelty_weight"] = trial.suggest_float("novelty_weight", 0.1, 0.9)
+        sampled["n_neighbors"] = trial.suggest_int("n_neighbors", 2, 20)
+    return sampled
+
+
+def convert_evolution_strategy_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
+    """A trial's raw parameters are constructor arguments already."""
+    return dict(sampled_params)
+
+
 # --- Launcher ---
 
 
@@ -128,10 +182,16 @@ def register() -> None:
     import rl_zoo3.import_envs
     from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 
-    rl_zoo3.ALGOS.update(ALGORITHMS)
+    rl_zoo3.ALGOS.update(OURS)
     for algo in ALGORITHMS:
         HYPERPARAMS_SAMPLER[algo] = functools.partial(sample_policy_gradient_params, algo=algo)
         HYPERPARAMS_CONVERTER[algo] = convert_policy_gradient_params
+    for algo in POPULATIONS:
+        HYPERPARAMS_SAMPLER[algo] = functools.partial(sample_population_params, algo=algo)
+        HYPERPARAMS_CONVERTER[algo] = convert_policy_gradient_params
+    for algo in STRATEGIES:
+        HYPERPARAMS_SAMPLER[algo] = functools.partial(sample_evolution_strategy_params, algo=algo)
+        HYPERPARAMS_CONVERTER[algo] = convert_evolution_strategy_params
 
 
 def hyperparams_file(algo: str, is_published: bool = False) -> Path:
@@ -240,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             options = _parse(arguments)
             _check_algorithm(options.algo)
             _check_environment(options.env, options.gym_packages)
-            if script == "train" and options.conf_file in (None, "published") and options.algo in ALGORITHMS:
+            if script == "train" and options.conf_file in (None, "published") and options.algo in OURS:
                 arguments += ["--conf-file", str(hyperparams_file(options.algo, options.conf_file == "published"))]
         _run(script, arguments)
     except ModuleNotFoundError as error:

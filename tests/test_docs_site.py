@@ -13,7 +13,19 @@ ROOT = Path(__file__).parents[1]
 def site(tmp_path_factory):
     pytest.importorskip("sphinx")
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", "-d", folder / "doctrees", ROOT / "docs", folder / "html"]
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-W",
+        "-q",
+        "-b",
+        "html",
+        "-d",
+        folder / "trees",
+        ROOT / "docs",
+        folder / "html",
+    ]
     built = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert built.returncode == 0, built.stderr
     return folder / "html"

@@ -20,3 +20,13 @@ def test_wnpg_passes_the_tests_of_the_class_it_replaces(peer: str) -> None:
         pytest.skip(str(error))
     assert not report.of("failed"), report.output
     assert len(report.of("passed")) >= expected, report.output
+
+
+@pytest.mark.slow
+def test_es_passes_the_tests_of_ars() -> None:
+    try:
+        report = peers.run_peer("contrib", "es", ["test_run.py", "test_save_load.py", "test_deterministic.py"])
+    except peers.Unavailable as error:
+        pytest.skip(str(error))
+    assert not report.of("failed"), report.output
+    assert len(report.of("passed")) >= 9, report.output

@@ -1,5 +1,6 @@
 """RL-Zoo runs our algorithms with our hyperparameters, and its mistakes come back as one line."""
 
+import importlib
 import inspect
 import os
 import subprocess
@@ -38,7 +39,8 @@ TASKS = """
     default atari
 """.split()
 SMALL = ("n_envs:1", "n_steps:64", "batch_size:32", "n_critic_updates:2")
-ALGORITHMS = pytest.mark.parametrize("algo", sorted(zoo.ALGORITHMS))
+CLASSES = {**zoo.ALGORITHMS, **zoo.STRATEGIES}
+ALGORITHMS = pytest.mark.parametrize("algo", sorted(CLASSES))
 
 
 def read_hyperparams(algo):
@@ -70,7 +72,7 @@ def cartpole(tmp_path_factory):
 
 @ALGORITHMS
 def test_every_hyperparameter_is_known_to_the_zoo_or_to_the_constructor(algo):
-    known = ZOO_KEYS | set(inspect.signature(zoo.ALGORITHMS[algo]).parameters)
+    known = ZOO_KEYS | set(inspect.signature(CLASSES[algo]).parameters)
     for env_id, hyperparams in read_hyperparams(algo).items():
         assert set(hyperparams) <= known, f"{algo}, {env_id}: {set(hyperparams) - known}"
         assert {"policy", "n_timesteps"} <= set(hyperparams), env_id
@@ -80,10 +82,11 @@ PUBLISHED = sorted(path.stem for path in (zoo.hyperparams_file("wnpg").parent / 
 
 
 @pytest.mark.parametrize("algo", PUBLISHED)
-def test_published_settings_cover_the_papers_robots_and_are_known_to_the_constructor(algo):
-    known = ZOO_KEYS | set(inspect.signature(zoo.ALGORITHMS[algo]).parameters)
+def test_published_settings_cover_the_papers_tasks_and_are_known_to_the_constructor(algo):
+    known = ZOO_KEYS | set(inspect.signature(CLASSES[algo]).parameters)
     settings = yaml.safe_load(zoo.hyperparams_file(algo, is_published=True).read_text())
-    assert set(settings) == {task for task in TASKS if "Bullet" in task and "InvertedPendulum" not in task}
+    robots = {task for task in TASKS if "Bullet" in task and "InvertedPendulum" not in task}
+    assert set(settings) == ({"PointWall-v0", "AntWall-v0"} if algo in zoo.STRATEGIES else robots)
     for env_id, hyperparams in settings.items():
         assert set(hyperparams) <= known, env_id
 
@@ -96,6 +99,7 @@ def test_published_settings_train_by_their_name(tmp_path):
 
 @ALGORITHMS
 def test_every_task_has_an_entry_and_every_entry_is_a_task(algo):
+    importlib.import_module("sb3_wng.benchmarks.linear_quadratic")  # registers the regulator
     zoo.register()
     tasks = set(read_hyperparams(algo))
     assert set(TASKS) <= tasks
@@ -107,7 +111,7 @@ def test_numbers_in_the_files_are_numbers(algo):
     # YAML reads 1e-3 as a string unless it is marked as a float.
     for env_id, hyperparams in read_hyperparams(algo).items():
         strings = {key for key, value in hyperparams.items() if isinstance(value, str)}
-        strings -= {"policy", "policy_kwargs", "metric", "step_rule"}
+        strings -= {"policy", "policy_kwargs", "metric", "step_rule", "embedding"}
         assert all(str(hyperparams[key]).startswith("lin_") and key == "learning_rate" for key in strings), env_id
 
 
@@ -127,7 +131,7 @@ def test_registering_twice_changes_nothing():
     names = list(rl_zoo3.ALGOS)
     zoo.register()
     assert list(rl_zoo3.ALGOS) == names
-    for algo, algorithm in zoo.ALGORITHMS.items():
+    for algo, algorithm in zoo.OURS.items():
         assert rl_zoo3.ALGOS[algo] is algorithm
 
 
@@ -136,7 +140,7 @@ def test_sampled_hyperparameters_are_constructor_arguments_and_come_back_from_a_
     zoo.register()
     trial = optuna.create_study().ask()
     sampled = rl_zoo3.hyperparams_opt.HYPERPARAMS_SAMPLER[algo](trial, 3, 1, {})
-    assert set(sampled) <= set(inspect.signature(zoo.ALGORITHMS[algo]).parameters)
+    assert set(sampled) <= set(inspect.signature(CLASSES[algo]).parameters)
     assert rl_zoo3.hyperparams_opt.HYPERPARAMS_CONVERTER[algo](trial.params) == sampled
 
 
@@ -165,11 +169,11 @@ def test_training_continues_from_a_saved_model(cartpole, monkeypatch, capsys):
     assert Path("continued/wnpg/CartPole-v1_1/CartPole-v1.zip").is_file()
 
 
-@pytest.mark.parametrize("algo", ["npg", "pg"])
+@pytest.mark.parametrize("algo", ["npg", "pg", "bgwnes"])
 def test_the_other_algorithms_train_on_continuous_actions(algo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ["train", "--algo", algo, "--env", "Pendulum-v1", "-n", "128", "--eval-freq", "-1"]
-    zoo.main([*arguments, "-params", *SMALL])
+    zoo.main([*arguments, "-params", *(SMALL if algo in zoo.ALGORITHMS else ("n_delta:2", "n_basis:1"))])
     assert Path(f"logs/{algo}/Pendulum-v1_1/Pendulum-v1.zip").is_file()
 
 

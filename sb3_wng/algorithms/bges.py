@@ -22,7 +22,7 @@ class BGES(EvolutionStrategy):
 
     Paper: https://arxiv.org/abs/1906.04349 (Pacchiano et al., ICML 2020), Alg. 3. Departures: the released code takes
     100 steps from far away on a dual whose signs make it a novelty bonus, and the papers remember two
-    policies instead of twenty.
+    policies instead of a hundred, of which the farthest candidates' squared distances decide.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, LinearPolicy, ToeplitzPolicy,
         ImplicitPolicy or a class)
@@ -44,10 +44,13 @@ class BGES(EvolutionStrategy):
         the behaviour of the last policies counts in the minimised loss: negative repels, positive attracts. The
         candidate's potential, shaped like the returns, times ``-wasserstein_coef`` is added to its shaped return: the
         published mixture (1 - beta) return + beta distance is ``-beta / (1 - beta)``: -1 for 0.5, -3 for 0.75
-    :param n_previous: Earlier policies whose behaviour is remembered, one episode each; usually 5 to 50. The papers
-        remember 2
+    :param n_previous: Earlier policies whose behaviour is remembered, one episode each; usually 20 to 200. With few, a
+        trap that was left is soon forgotten and attracts again. The papers remember 2
     :param distance: ``"sinkhorn"``: potentials of the debiased Sinkhorn divergence. ``"dual"``: potentials in random
         features, fitted to convergence; smoother
+    :param saturation: Distance between behaviours beyond which they count as equally far, in units of the root mean
+        square distance between candidates, coordinates standardised; usually 0.1 to 1. ``None``: squared distances in the
+        embedding's own units, which the farthest candidates decide (the papers)
     :param embedding: What is called the behaviour of an episode: ``"final_state"`` (the observation that its last step
         returned), ``"reward_to_go"``, ``"action_sequence"``, ``"state_visitation"``, or a function of one
         :class:`~sb3_wng.behavior.Trajectory`
@@ -87,8 +90,9 @@ class BGES(EvolutionStrategy):
         weight_decay: float = 0.0,
         max_grad_norm: float | None = None,
         wasserstein_coef: float | Schedule = -0.5,
-        n_previous: int = 20,
+        n_previous: int = 100,
         distance: str = "sinkhorn",
+        saturation: float | None = 0.3,
         embedding: str | BehaviorEmbedding | Callable[[Trajectory], Any] = "final_state",
         embedding_horizon: int | None = None,
         n_episodes: int = 1,
@@ -119,6 +123,7 @@ class BGES(EvolutionStrategy):
             wasserstein_coef=wasserstein_coef,
             n_previous=n_previous,
             distance=distance,
+            saturation=saturation,
             embedding=embedding,
             embedding_horizon=embedding_horizon,
             n_episodes=n_episodes,

@@ -42,6 +42,10 @@ class Outcome(NamedTuple):
     error: str | None = None  # why the episode failed (an exception, non-finite numbers, a time-out); return is then NaN
 
 
+class WorkerLostError(RuntimeError):
+    """Workers keep dying."""
+
+
 class Evaluator(Protocol):
     """Runs episodes somewhere: in the columns of a VecEnv, in local processes, on a cluster."""
 

@@ -17,7 +17,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule, safe_mean
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from sb3_wng.algorithms.evaluation import Candidate, Evaluator, Generation, Outcome, noise, stack_embeddings
+from sb3_wng.algorithms.evaluation import Candidate, Evaluator, Generation, Outcome, WorkerLostError, noise, stack_embeddings
 from sb3_wng.algorithms.evolution_arguments import check_evolution_arguments, default_horizon
 from sb3_wng.algorithms.evolution_policies import EvolutionPolicy, ImplicitPolicy, LinearPolicy, ToeplitzPolicy
 from sb3_wng.algorithms.meta_population import MetaPopulation
@@ -66,8 +66,9 @@ class EvolutionStrategy(BaseAlgorithm):
         damping: float = 0.1,
         diagonal_damping: bool = False,
         wasserstein_coef: float | Schedule = 0.0,
-        n_previous: int = 20,
+        n_previous: int = 100,
         distance: str = "sinkhorn",
+        saturation: float | None = 0.3,
         novelty_weight: float = 0.0,
         n_neighbors: int = 10,
         n_parents: int = 1,
@@ -115,6 +116,7 @@ class EvolutionStrategy(BaseAlgorithm):
         self.wasserstein_coef = wasserstein_coef
         self.n_previous = n_previous
         self.distance = distance
+        self.saturation = saturation
         self.novelty_weight = novelty_weight
         self.n_neighbors = n_neighbors
         self.n_parents = n_parents
@@ -142,7 +144,7 @@ class EvolutionStrategy(BaseAlgorithm):
             self.kernel_metric = KernelWassersteinMetric(self.n_basis, self.log_bandwidth, seed=self._root_seed)
         self.wasserstein_coef_schedule = FloatSchedule(self.wasserstein_coef)
         if self.wasserstein_coef != 0:
-            self.wasserstein_bonus = WassersteinBonus(self.n_previous, self.distance)
+            self.wasserstein_bonus = WassersteinBonus(self.n_previous, self.distance, saturation=self.saturation)
         if self.novelty_weight > 0:
             self.novelty_bonus = NoveltyBonus(self.n_neighbors)
         if self.n_parents > 1:
@@ -200,7 +202,7 @@ class EvolutionStrategy(BaseAlgorithm):
         horizon = self.embedding_horizon
         if embedding is not None and horizon is None:
             horizon = default_horizon(embedding, self.env)
-        if self.n_jobs == 1:
+        if self.n_jobs == 1 and self.backend == "loky":
             return VecEnvEvaluator(self.env, self.policy, embedding, horizon, counter)
         from sb3_wng.algorithms.workers import make_worker_evaluator
 
@@ -268,6 +270,8 @@ class EvolutionStrategy(BaseAlgorithm):
                     break
         except EnvironmentRaised as error:
             raise RuntimeError(f"env: iteration {self._n_updates}: {error}") from error.__cause__
+        except WorkerLostError as error:
+            raise WorkerLostError(f"iteration {self._n_updates}: {error}") from error.__cause__
         finally:
             close = getattr(stream, "close", None)
             if close is not None:
@@ -317,7 +321,7 @@ class EvolutionStrategy(BaseAlgorithm):
             fitness = (1 - self.novelty_weight) * fitness + self.novelty_weight * novelty
             self.logger.record("train/archive_size", len(self.novelty_bonus.embeddings))
         if self.wasserstein_coef != 0:
-            self.wasserstein_bonus.update(parent)
+            self.wasserstein_bonus.update(parent, candidates)
             wasserstein_coef = self.wasserstein_coef_schedule(self._current_progress_remaining)
             fitness = fitness - wasserstein_coef * self._shaped_bonus(self.wasserstein_bonus(candidates))
             self.logger.record("train/wasserstein_distance", self.wasserstein_bonus.value(candidates))

@@ -41,7 +41,7 @@ def check_evolution_arguments(model: EvolutionStrategy) -> None:
     if not (is_finite_number(model.novelty_weight) and 0 <= model.novelty_weight <= 1):
         raise ValueError(f"novelty_weight must be in [0, 1], got {model.novelty_weight!r}")
     positive = {"damping": model.damping, "max_grad_norm": model.max_grad_norm, "delta_std": model.delta_std}
-    for name, value in {**positive, "episode_timeout": model.episode_timeout}.items():
+    for name, value in {**positive, "episode_timeout": model.episode_timeout, "saturation": model.saturation}.items():
         if not (value is None or callable(value) or (is_finite_number(value) and value > 0)):
             raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
     if not (is_finite_number(model.weight_decay) and model.weight_decay >= 0):

@@ -19,7 +19,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_wng.algorithms.evaluation import Generation, Outcome
+from sb3_wng.algorithms.evaluation import Generation, Outcome, WorkerLostError
 from sb3_wng.algorithms.evolution_policies import EvolutionPolicy
 from sb3_wng.algorithms.worker_backends import Backend, LocalBackend, RayBackend, Worker
 from sb3_wng.algorithms.worker_environments import MakeEnv, environment_maker
@@ -32,10 +32,6 @@ CHUNK_SECONDS = 0.05
 MIN_CHUNKS_PER_WORKER = 4
 MAX_LOSSES = 3  # in a row, of workers that run the same episode or that are about to start
 START_TIMEOUT = 300.0  # seconds in which nothing runs because no worker is there
-
-
-class WorkerLostError(RuntimeError):
-    """Workers keep dying."""
 
 
 @dataclass

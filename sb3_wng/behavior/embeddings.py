@@ -34,6 +34,15 @@ class ActionSequence:
         return trajectories.actions.flatten(start_dim=1)
 
 
+class StateSequence:
+    """All observations of the window one after the other, zero where padded; d = T f: the path through the states."""
+
+    is_pathwise = False
+
+    def __call__(self, trajectories: Trajectories) -> Tensor:
+        return trajectories.observations.flatten(start_dim=1)
+
+
 class FinalState:
     """Where the window ends: the observation that its last step returned; d = f.
 
@@ -102,6 +111,7 @@ EMBEDDINGS: dict[str, type[BehaviorEmbedding]] = {
     "action_sequence": ActionSequence,
     "final_state": FinalState,
     "reward_to_go": RewardToGo,
+    "state_sequence": StateSequence,
     "state_visitation": StateVisitation,
 }
 

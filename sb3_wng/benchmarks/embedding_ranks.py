@@ -22,7 +22,6 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_wng import WNPG, rank_embeddings
 from sb3_wng.algorithms import EmbeddingRank, NaturalPolicyGradient, format_table
 from sb3_wng.algorithms.behavior_samples import STATE_EMBEDDINGS
-from sb3_wng.behavior import EMBEDDINGS
 from sb3_wng.benchmarks.experiments import shipped_hyperparameters
 from sb3_wng.benchmarks.markdown import markdown
 from sb3_wng.benchmarks.records import append_records
@@ -57,7 +56,7 @@ def rank_task(environment: str) -> Iterator[dict[str, object]]:
             "MlpPolicy", env, n_steps=N_STEPS, gae_lambda=model.gae_lambda, gamma=model.gamma, seed=SEED, device="cpu"
         )
         ranked.policy.load_state_dict(model.policy.state_dict())
-        for rank in rank_embeddings(ranked, n_basis=N_BASIS):
+        for rank in rank_embeddings(ranked, [*STATE_EMBEDDINGS, *OF_TRAJECTORIES], n_basis=N_BASIS):
             values = {key: value for key, value in rank._asdict().items() if key != "embedding"}
             rounded = {key: f"{value:.5g}" if isinstance(value, float) else value for key, value in values.items()}
             row = {"experiment": "rank", "environment": environment, "seed": SEED, "timesteps": stage}
@@ -71,7 +70,7 @@ def variants() -> dict[tuple[str, int | None], dict[str, Any]]:
         (metric, None): {"metric": metric} for metric in ("closed_form", "fisher", "euclidean")
     }
     for n_basis in COST_BASES:
-        for embedding in (*STATE_EMBEDDINGS, *EMBEDDINGS):
+        for embedding in (*STATE_EMBEDDINGS, *OF_TRAJECTORIES):
             settings[embedding, n_basis] = {"metric": "kernel", "embedding": embedding, "n_basis": n_basis}
     return settings
 
@@ -178,6 +177,8 @@ moves towards the goal (star), first as a whole, then also together.
 """
 CLEAR = 0.05
 SINGLE = ("closed_form", "fisher", "actions")
+# Embeddings of trajectories that were measured; a new one wants a new measurement of all
+OF_TRAJECTORIES = ("action_sequence", "final_state", "reward_to_go", "state_visitation")
 FROM_REWARDS_AND_STATES = ("final_state", "reward_to_go", "state_visitation")
 
 
@@ -189,7 +190,7 @@ def page(path: Path) -> str:
     gains = ranks.pivot(index=index, columns="metric", values="held_out_gain")
     clear = gains[gains["closed_form"] >= CLEAR]
     shares = clear.div(clear["closed_form"], axis=0).mean().drop("closed_form").sort_values(ascending=False)
-    trajectories = ranks[ranks.metric.isin(EMBEDDINGS)].set_index(index).loc[clear.index]
+    trajectories = ranks[ranks.metric.isin(OF_TRAJECTORIES)].set_index(index).loc[clear.index]
     from_scores = ranks[ranks.metric.isin(FROM_REWARDS_AND_STATES)].groupby("timesteps")["noise"].median()
     stages = sorted(ranks.timesteps.unique())
     task, stage = TASKS[0], stages[1]
@@ -226,7 +227,7 @@ def gains_table(ranks: pd.DataFrame) -> str:
     """A row for each metric and a column for each task, whose cells have the gains of all stages."""
     in_order = ranks.sort_values("timesteps").groupby(["metric", "environment"])["held_out_gain"]
     cells = in_order.agg(lambda gains: " / ".join(f"{gain:.3f}" for gain in gains)).unstack("environment")
-    order = [*SINGLE, *(name for name in (*STATE_EMBEDDINGS, *EMBEDDINGS) if name not in SINGLE), "euclidean"]
+    order = [*SINGLE, *(name for name in (*STATE_EMBEDDINGS, *OF_TRAJECTORIES) if name not in SINGLE), "euclidean"]
     return markdown(cells.loc[order, list(TASKS)].rename(columns=lambda name: name.removesuffix("-v0").removesuffix("-v1")))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sb3_wng.benchmarks import figures, penalty_cost, svpg_report, toy_report
+from sb3_wng.benchmarks import evolution_report, figures, penalty_cost, svpg_report, toy_report
 from sb3_wng.benchmarks.experiments import EXPERIMENTS, Experiment
 from sb3_wng.benchmarks.markdown import markdown, number
 from sb3_wng.benchmarks.scores import (
@@ -233,6 +233,7 @@ SECTIONS: tuple[Callable[[Path], str], ...] = (
     toy_report.section,
     *(lambda folder, e=experiment: learning_section(e, folder) for experiment in EXPERIMENTS.values()),
     svpg_report.section,
+    evolution_report.section,
 )
 
 
@@ -251,3 +252,4 @@ def write(folder: Path) -> None:
         if (folder / f"{experiment.name}.csv").exists():
             draw_experiment(experiment, folder)
     svpg_report.draw(folder)
+    evolution_report.draw(folder)

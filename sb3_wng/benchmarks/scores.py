@@ -83,7 +83,8 @@ def read_runs(folder: Path, experiment: Experiment) -> pd.DataFrame:
     runs = pd.DataFrame(read_records(path) or {"algorithm": [], "environment": [], "seed": [], "timesteps": [], "return": []})
     if "wall_seconds" not in runs:
         runs["wall_seconds"] = np.nan
-    runs = runs.astype({"seed": int, "timesteps": int, "return": float, "wall_seconds": float})
+    runs["wall_seconds"] = pd.to_numeric(runs["wall_seconds"])  # empty for runs that were suspended meanwhile
+    runs = runs.astype({"seed": int, "timesteps": int, "return": float})
     wanted = list(experiment.methods), list(experiment.environments)
     runs = runs[runs.algorithm.isin(wanted[0]) & runs.environment.isin(wanted[1]) & runs.seed.isin(experiment.seeds)]
     n_seeds = runs.groupby(["algorithm", "environment"])["seed"].transform("nunique")

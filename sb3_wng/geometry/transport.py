@@ -1,7 +1,9 @@
 r"""Wasserstein distances between samples of behaviour laws, for the penalty of behaviour-guided policies.
 
 With ``cost="sqeuclidean"``, :math:`c(x, y) = |x - y|^2`, everything here estimates :math:`W_2^2`, the penalty of eq. 4 of
-Moskovitz et al. (2021); with ``"euclidean"``, the plain norm, it estimates :math:`W_1`. Both estimators are entropic:
+Moskovitz et al. (2021); with ``"euclidean"``, the plain norm, it estimates :math:`W_1`; with ``"saturating"``,
+:math:`1 - e^{-|x - y|}`, a metric as well, it estimates a :math:`W_1` that no outlier can dominate. Both estimators are
+entropic:
 
 .. math:: W_\gamma(x, y) = \min_\pi \langle c, \pi \rangle + \gamma\,\mathrm{KL}(\pi \,|\, \mu_x \otimes \nu_y) \geq W,
 
@@ -49,7 +51,7 @@ def sinkhorn_distance(
     :param y: samples, shape (m, d)
     :param entropic_reg: gamma in units of the mean cost between x and y; usually 0.01 to 0.5. Smaller is closer to the
         samples' exact distance and takes more steps (about 20 at 0.2, hundreds at 0.01)
-    :param cost: ``"sqeuclidean"`` for W2^2, ``"euclidean"`` for W1
+    :param cost: ``"sqeuclidean"`` for W2^2, ``"euclidean"`` for W1, ``"saturating"`` for W1 with distances that end at 1
     :param max_steps: Sinkhorn steps, at most; a warning says when they did not suffice
     :param tolerance: mass that may be in the wrong place, of a total of one; the error of the plan, hence of the
         gradient, is of this order, the value's of its square
@@ -107,14 +109,16 @@ def sinkhorn_potential(
 
 
 def cost_matrix(x: Tensor, y: Tensor, cost: str = "sqeuclidean") -> Tensor:
-    """Costs (n, m) of moving ``x`` (n, d) to ``y`` (m, d); the gradient of both costs is 0 between equal points."""
+    """Costs (n, m) of moving ``x`` (n, d) to ``y`` (m, d); gradients are 0 between equal points."""
     # cdist's matrix-product mode cancels for clouds that are small compared with their distance from the origin
     distances = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
     if cost == "sqeuclidean":
         return distances.square()
     if cost == "euclidean":
         return distances
-    raise ValueError(f"cost must be 'sqeuclidean' or 'euclidean', got {cost!r}")
+    if cost == "saturating":
+        return -torch.expm1(-distances)
+    raise ValueError(f"cost must be 'sqeuclidean', 'euclidean' or 'saturating', got {cost!r}")
 
 
 def total_variation(p: Tensor, q: Tensor) -> Tensor:
@@ -135,7 +139,7 @@ def total_variation(p: Tensor, q: Tensor) -> Tensor:
 def _self_potential(cost: Tensor) -> Tensor:
     """Potential f (n,) of a cloud's transport to itself at gamma = 1, ``f_i = -log mean_j exp(f_j - c_ij)``.
 
-    The averaged iteration at last contracts by a half per step or faster, because the kernels of both costs are
+    The averaged iteration at last contracts by a half per step or faster, because the kernels of all costs are
     positive definite; their diagonal of ones keeps it from underflowing.
     """
     kernel = torch.exp(-cost)

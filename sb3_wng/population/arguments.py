@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from stable_baselines3.common.type_aliases import Schedule
 
-from sb3_wng.algorithms.arguments import check_choice, check_integers, is_finite_number
+from sb3_wng.algorithms.arguments import check_choice, check_integers, check_positive, is_finite_number
 from sb3_wng.behavior import make_embedding
 from sb3_wng.geometry import BANDWIDTH_RULES
 from sb3_wng.population.directions import KERNELS, MODES
 
 if TYPE_CHECKING:
+    from sb3_wng.population.population import Population
     from sb3_wng.population.svpg import SVPG
+    from sb3_wng.population.wasserstein import WassersteinPopulation
 
 # Arguments that the population and its particles share, or that would change what a particle's step means
 OF_THE_POPULATION = (
@@ -58,7 +63,7 @@ def check_population_arguments(model: SVPG) -> None:
         raise ValueError(
             "selection_interval replaces a quarter of the particles: it needs n_particles >= 4, and not mode='joint'"
         )
-    check_algorithm_kwargs(model)
+    check_algorithm_kwargs(model, "kernel='behavior' keeps their behaviour apart")
 
 
 def check_temperature(temperature: float | Schedule) -> None:
@@ -73,15 +78,66 @@ def check_temperature(temperature: float | Schedule) -> None:
             raise ValueError(f"temperature must stay > 0; its schedule gives {value!r} at a remaining progress of {remaining}")
 
 
-def check_algorithm_kwargs(model: SVPG) -> None:
-    """:raises ValueError: for arguments that belong to the population, or have no meaning in it"""
+def check_algorithm_kwargs(model: Population, instead: str) -> None:
+    """:raises ValueError: for arguments that belong to the population, or have no meaning in it
+
+    :param instead: what to do where a penalty is wanted
+    """
     given = [name for name in OF_THE_POPULATION if name in model.algorithm_kwargs]
     if given:
-        raise ValueError(f"algorithm_kwargs: pass {', '.join(given)} to SVPG itself, the particles share it")
+        raise ValueError(f"algorithm_kwargs: pass {', '.join(given)} to {type(model).__name__} itself, the particles share it")
     if model.algorithm_kwargs.get("n_policy_updates", 1) != 1 or model.algorithm_kwargs.get("policy_batch_size") is not None:
         raise ValueError(
             "algorithm_kwargs: n_policy_updates must be 1 and policy_batch_size None: the particles take one step from each "
             "rollout, together"
         )
     if model.algorithm_kwargs.get("wasserstein_coef", 0) != 0 or model.algorithm_kwargs.get("n_penalized_epochs", 0) != 0:
-        raise ValueError("algorithm_kwargs: particles have no penalty; kernel='behavior' keeps their behaviour apart")
+        raise ValueError(f"algorithm_kwargs: particles have no penalty of their own; {instead}")
+
+
+def check_wasserstein_arguments(model: WassersteinPopulation) -> None:
+    """:raises ValueError: naming the argument and what it may be"""
+    check_integers(model, n_steps=1, embedding_horizon=1)
+    check_choice("distance", model.distance, ("sinkhorn", "dual"))
+    check_choice("cost", model.cost, ("euclidean", "sqeuclidean"))
+    check_positive(model, "entropic_reg")
+    make_embedding(model.embedding)
+    for remaining in (1.0, 0.5, 0.0):
+        coefficient_matrix(model.wasserstein_coef, remaining, model.n_policies)
+        reference_coefficient(model.reference_coef, remaining)
+    if model.n_policies == 1 and model.reference is None and model.env is not None:
+        raise ValueError("n_policies=1 has nothing to be compared with: pass reference=, or n_policies >= 2")
+    check_algorithm_kwargs(model, "wasserstein_coef is an argument of the population")
+
+
+Coefficient = float | NDArray[np.floating] | Callable[[float], Any]
+
+
+def coefficient_matrix(coefficient: Coefficient, progress_remaining: float, n: int) -> NDArray[np.float64]:
+    """Coefficients between n policies, shape (n, n), the diagonal zero.
+
+    :raises ValueError: for what is neither a finite number nor a matrix of that shape
+    """
+    given = coefficient(progress_remaining) if callable(coefficient) else coefficient
+    try:
+        values = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError):
+        values = np.array(np.nan)
+    if values.shape not in ((), (n, n)) or not np.isfinite(values).all():
+        raise ValueError(
+            f"wasserstein_coef must be a finite number, a matrix of shape ({n}, {n}), or a schedule of one of them "
+            f"(> 0 attracts, < 0 repels), got {given!r}"
+        )
+    matrix = np.broadcast_to(values, (n, n)).copy()
+    np.fill_diagonal(matrix, 0.0)
+    return matrix
+
+
+def reference_coefficient(coefficient: float | Schedule, progress_remaining: float) -> float:
+    """:raises ValueError: for what is no finite number"""
+    value = coefficient(progress_remaining) if callable(coefficient) else coefficient
+    if not is_finite_number(value):
+        raise ValueError(
+            f"reference_coef must be a finite number or a schedule of them (> 0 attracts, < 0 repels), got {value!r}"
+        )
+    return float(value)

@@ -13,6 +13,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
@@ -116,14 +117,21 @@ class Particle:
         """The rollout, taken in in order, cut into windows."""
         return cut_windows(self.learner.rollout_buffer.episode_starts.astype(bool), horizon)
 
-    def trajectories(self, windows: Windows) -> Trajectories:
-        """What happened in the windows, as the rollout buffer holds it."""
+    def trajectories(self, windows: Windows, normalizer: VecNormalize | None = None) -> Trajectories:
+        """What happened in the windows, as the rollout buffer holds it.
+
+        :param normalizer: whose normalisation is undone; ``None``: nothing is
+        """
         buffer, learner = self.learner.rollout_buffer, self.learner
+        observations: Any = buffer.observations
+        rewards = buffer.swap_and_flatten(buffer.rewards).flatten()
+        if normalizer is not None:
+            observations, rewards = normalizer.unnormalize_obs(observations), normalizer.unnormalize_reward(rewards)
         return Trajectories.from_steps(
             windows,
-            flat_observations(buffer.observations, learner.observation_space),
+            flat_observations(observations, learner.observation_space),
             flat_actions(buffer.actions, learner.action_space),
-            th.as_tensor(buffer.swap_and_flatten(buffer.rewards)).flatten().float(),
+            th.as_tensor(rewards).float(),
         )
 
     def per_step(self, windows: Windows, values: th.Tensor) -> th.Tensor:

@@ -23,6 +23,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
+from torch.nn.utils import parameters_to_vector
 
 from sb3_wng.algorithms.arguments import check_integers
 from sb3_wng.algorithms.policy_gradient import NaturalPolicyGradient
@@ -37,10 +38,13 @@ SelfPopulation = TypeVar("SelfPopulation", bound="Population")
 class Population(OnPolicyAlgorithm):
     """``population_size`` particles, each with its own actor, critic and environments; subclasses say how they learn.
 
+    :meth:`train` is theirs: :meth:`begin_particles`, directions from :meth:`gradients`, :meth:`take_steps`, :meth:`log_means`.
+
     The columns of the VecEnv are split evenly, in order. All steps count towards ``total_timesteps``. It predicts as the
     particle with the best mean return of its last ``stats_window_size`` episodes.
     """
 
+    size_arguments: ClassVar[tuple[str, str]] = ("n_particles", "n_envs_per_particle")  # as users know them
     policy: PopulationPolicy  # type: ignore[assignment]
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": ActorCriticPolicy,
@@ -136,10 +140,11 @@ class Population(OnPolicyAlgorithm):
 
     def check_n_envs(self) -> None:
         """:raises ValueError: unless every particle gets the same number of environments"""
+        size, width = self.size_arguments
         if self.n_envs % self.population_size:
             raise ValueError(
-                f"n_envs must be a multiple of n_particles={self.population_size}, got {self.n_envs}: pass an environment id "
-                f"(then n_envs_per_particle counts), or make_vec_env(..., n_envs={self.population_size})"
+                f"n_envs must be a multiple of {size}={self.population_size}, got {self.n_envs}: pass an environment id "
+                f"(then {width} counts), or make_vec_env(..., n_envs={self.population_size})"
             )
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
@@ -235,6 +240,42 @@ class Population(OnPolicyAlgorithm):
         """The rollout buffer, one share for each particle."""
         return [column_buffer(self.rollout_buffer, columns) for columns in self.columns]
 
+    def begin_particles(self, in_order: bool = False) -> None:
+        """Hand its share of the rollout to each particle.
+
+        :param in_order: keep steps as windows are cut, one environment after the other
+        """
+        for particle, share in zip(self.particles, self.shares(), strict=True):
+            particle.begin(share, self._current_progress_remaining, in_order)
+
+    def gradients(self) -> th.Tensor:
+        """Of the particles' returns, shape (n, p); zero for a particle whose gradient is not finite, which is logged."""
+        gradients = th.stack([particle.gradient() for particle in self.particles])
+        is_usable = th.isfinite(gradients).all(dim=1, keepdim=True)
+        self.logger.record("train/n_unusable_gradients", len(gradients) - int(is_usable.sum()))
+        return th.where(is_usable, gradients, 0.0)  # one particle's overflow must not reach the others
+
+    def take_steps(self, directions: th.Tensor, share: float = 1.0) -> None:
+        """Move every actor, then fit the critics.
+
+        :param directions: shape (n, p)
+        :param share: weight of a particle's own gradient in its direction
+        """
+        if self.kind.is_natural:
+            for particle, direction in zip(self.particles, directions, strict=True):
+                particle.natural_step(direction, share)
+        else:
+            self._adam_step(directions)
+        for particle in self.particles:
+            particle.update_critic()
+        self._n_updates += 1
+
+    def _adam_step(self, directions: th.Tensor) -> None:
+        self._update_learning_rate(self.policy.optimizer)
+        self.policy.theta.grad = -directions
+        self.policy.optimizer.step()
+        self.policy.theta.grad = None
+
     def predict(
         self,
         observation: np.ndarray | dict[str, np.ndarray],
@@ -250,7 +291,7 @@ class Population(OnPolicyAlgorithm):
         return self.policy.predict(observation, state, episode_start, deterministic, particle)
 
     def log_means(self) -> None:
-        """Log the means over the particles of what they have logged, where the population has not logged its own."""
+        """Log what the actors are like, and the means over the particles of what they have logged themselves."""
         names = {name: None for particle in self.particles for name in particle.learner.logger.name_to_value}
         for name in names:
             values = [p.learner.logger.name_to_value[name] for p in self.particles if name in p.learner.logger.name_to_value]
@@ -258,6 +299,11 @@ class Population(OnPolicyAlgorithm):
                 self.logger.record(name, float(np.mean(values)))
         for particle in self.particles:
             particle.learner.logger.name_to_value.clear()
+        self.logger.record("train/parameter_norm", self.policy.theta.norm(dim=1).mean().item())
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        if hasattr(self.policy.particles[0], "log_std"):
+            stds = [parameters_to_vector([particle.log_std]).exp().mean() for particle in self.policy]
+            self.logger.record("train/std", th.stack(stds).mean().item())
 
     def dump_logs(self, iteration: int = 0) -> None:
         """Write the log: aggregates, the best particle, and (not to the terminal) every particle."""

@@ -1,4 +1,4 @@
-"""Temperatures that change during training: functions of the remaining progress, as SB3's schedules."""
+"""Temperatures and coefficients that change during training: functions of the remaining progress, as SB3's schedules."""
 
 from __future__ import annotations
 
@@ -61,3 +61,31 @@ class CyclicalTemperature:
         position = 1.0 if done == self.n_cycles else done % 1
         weight = position**self.power
         return 1 / ((1 - weight) / self.maximum + weight / self.temperature)
+
+
+@dataclass(frozen=True)
+class AnnealedCoefficient:
+    """From ``initial`` to ``final``, by the same factor in every interval, over a fraction of training; then constant.
+
+    Strong repulsion parts policies, weak repulsion lets them reach the goals that it would keep them from.
+
+    :param initial: at the start, usually -1 to -4
+    :param final: usually -0.1 to -0.5; of the same sign
+    :param fraction: of training after which ``final`` is reached
+    :raises ValueError: for coefficients of different signs or 0, and a fraction outside (0, 1]
+    """
+
+    initial: float = -2.0
+    final: float = -0.3
+    fraction: float = 0.6
+
+    def __post_init__(self) -> None:
+        ends = (self.initial, self.final)
+        if not all(math.isfinite(value) for value in ends) or not self.initial * self.final > 0:
+            raise ValueError(f"initial and final must be finite, not 0 and of the same sign, got {self.initial}, {self.final}")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction must be in (0, 1], got {self.fraction}")
+
+    def __call__(self, progress_remaining: float) -> float:
+        done = min(max(1 - progress_remaining, 0.0) / self.fraction, 1.0)
+        return float(self.initial * (self.final / self.initial) ** done)

@@ -11,7 +11,6 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule
-from torch.nn.utils import parameters_to_vector
 
 from sb3_wng.behavior import BehaviorEmbedding, Trajectory, make_embedding
 from sb3_wng.population.arguments import check_population_arguments
@@ -162,38 +161,21 @@ class SVPG(Population):
         """One direction for every particle from the rollout buffer, one step each, then the critics."""
         temperature = self.temperature_schedule(self._current_progress_remaining)
         is_behavioral = self.kernel == "behavior"
-        for particle, share in zip(self.particles, self.shares(), strict=True):
-            particle.begin(share, self._current_progress_remaining, in_order=is_behavioral)
+        self.begin_particles(in_order=is_behavioral)
         behavior = self._repel_behavior(temperature) if is_behavioral else None
-        update = self._direction(th.stack([particle.gradient() for particle in self.particles]), temperature)
-        if self.kind.is_natural:
-            for particle, direction in zip(self.particles, update.direction, strict=True):
-                particle.natural_step(direction, update.share / temperature)
-        else:
-            self._adam_step(update.direction)
-        for particle in self.particles:
-            particle.update_critic()
-        self._n_updates += 1
+        update = self._direction(self.gradients(), temperature)
+        self.take_steps(update.direction, update.share / temperature)
         if self.selection_interval and self._n_updates % self.selection_interval == 0:
             self._select()
         self._log_population(*(behavior or (update.kernel, update.repulsion_ratio)), temperature)
 
     def _direction(self, gradients: th.Tensor, temperature: float) -> PopulationDirection:
         """:param gradients: of the particles' returns, shape (n, p)"""
-        theta = self.policy.theta
-        is_usable = th.isfinite(gradients).all(dim=1, keepdim=True)
-        self.logger.record("train/n_unusable_gradients", len(gradients) - int(is_usable.sum()))
-        scores = th.where(is_usable, gradients, 0.0) / temperature  # one particle's overflow must not reach the others
+        theta, scores = self.policy.theta, gradients / temperature
         if self.prior_std is not None:
             scores = scores - theta / self.prior_std**2
         mode = "independent" if self.kernel == "behavior" else self.mode
         return population_direction(scores, theta, mode, self.bandwidth)
-
-    def _adam_step(self, direction: th.Tensor) -> None:
-        self._update_learning_rate(self.policy.optimizer)
-        self.policy.theta.grad = -direction
-        self.policy.optimizer.step()
-        self.policy.theta.grad = None
 
     def _repel_behavior(self, temperature: float) -> tuple[th.Tensor, float]:
         """Add the repulsion in behaviour space to the particles' advantages; returns the kernel and the repulsion's ratio."""
@@ -223,16 +205,10 @@ class SVPG(Population):
 
     def _log_population(self, kernel: th.Tensor, repulsion_ratio: float, temperature: float) -> None:
         self.log_means()
-        theta = self.policy.theta
         if len(kernel) > 1:
             between = kernel[~th.eye(len(kernel), dtype=th.bool, device=kernel.device)]
             self.logger.record("train/kernel_min", between.min().item())
             self.logger.record("train/kernel_mean", between.mean().item())
             self.logger.record("train/kernel_max", between.max().item())
         self.logger.record("train/repulsion_ratio", repulsion_ratio)
-        self.logger.record("train/parameter_norm", theta.norm(dim=1).mean().item())
         self.logger.record("train/temperature", temperature)
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        if hasattr(self.policy.particles[0], "log_std"):
-            stds = [parameters_to_vector([particle.log_std]).exp().mean() for particle in self.policy]
-            self.logger.record("train/std", th.stack(stds).mean().item())

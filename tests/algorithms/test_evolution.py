@@ -32,7 +32,7 @@ VARIANTS = {
     "ES-normalized": (ES, {"normalize_observations": True, "weight_decay": 0.1, "n_episodes": 2}),
     "WNES": (WNES, {"n_basis": 1, "learning_rate": 0.1}),
     "BGES": (BGES, {}),
-    "BGES-dual": (BGES, {"distance": "dual"}),
+    "BGES-dual": (BGES, {"distance": "dual", "saturation": None}),
     "BGWNES": (BGWNES, {"n_basis": 1, "natural_coef": -1.3, "diagonal_damping": True}),
     "NSRES": (NSRES, {"n_parents": 2}),
 }
@@ -438,8 +438,8 @@ class Drift(gym.Env):
 def test_the_larger_the_coefficient_the_nearer_behaviour_stays_to_what_is_remembered():
     distances = []
     for coef in (-3.0, 0.3, 3.0):
-        settings = {"n_delta": 10, "seed": 0, "learning_rate": 0.03, "fitness_shaping": "standardize"}
-        model = BGES("MlpPolicy", Drift(), wasserstein_coef=coef, n_previous=100, policy_kwargs={"net_arch": []}, **settings)
+        settings = {"n_delta": 10, "seed": 0, "learning_rate": 0.03, "n_previous": 100, "saturation": None}
+        model = BGES("MlpPolicy", Drift(), wasserstein_coef=coef, policy_kwargs={"net_arch": []}, **settings)
         model.wasserstein_bonus.update(torch.full((70, 1), 3.0))
         model.learn(25 * 21 * 3)
         last = model.wasserstein_bonus.embeddings[-5:]
@@ -475,6 +475,7 @@ def test_policy_gradients_refuse_implicit_policies():
         ({"distance": "l2"}, "distance must be one of"),
         ({"embedding": "nowhere"}, "embedding must be a function or one of"),
         ({"damping": 0}, "damping must be a finite number > 0"),
+        ({"saturation": 0}, "saturation must be a finite number > 0"),
         ({"env_failure": "ignore"}, "env_failure must be 'raise'"),
         ({"common_random_numbers": "all"}, "common_random_numbers must be one of"),
         ({"n_jobs": 0}, "n_jobs must be an integer >= 1, or -1"),

@@ -70,7 +70,8 @@ def test_the_logged_distance_is_that_of_the_laws(small, chase, fill, watch):
 @pytest.mark.parametrize("distance", SAMPLED)
 @pytest.mark.parametrize("embedding", EMBEDDINGS)
 def test_the_logged_distance_of_trajectories_agrees_with_exact_transport(small, chase, fill, distance, embedding):
-    reference = np.random.default_rng(0).normal(4.0, 1.0, (48, {"action_sequence": 10, "reward_to_go": 5}.get(embedding, 3)))
+    dim = {"action_sequence": 10, "reward_to_go": 5, "state_sequence": 15}.get(embedding, 3)
+    reference = np.random.default_rng(0).normal(4.0, 1.0, (48, dim))
     model = small(
         BGPG, chase(), n_steps=256, distance=distance, embedding=embedding, embedding_horizon=5, reference=reference, **EPOCHS
     )

@@ -54,7 +54,7 @@ def test_every_embedding_and_control_is_ranked_best_first(cls, env):
 
 def test_only_metrics_from_scores_have_noise():
     with_noise = {name for name, rank in ranks_of(model_of()).items() if not math.isnan(rank.noise)}
-    assert with_noise == {"final_state", "reward_to_go", "state_visitation"}
+    assert with_noise == {name for name, embedding in EMBEDDINGS.items() if not embedding.is_pathwise}
     discrete = {name for name, rank in ranks_of(model_of(env="CartPole-v1")).items() if not math.isnan(rank.noise)}
     assert discrete == {*STATE_EMBEDDINGS, *EMBEDDINGS}
 

@@ -15,7 +15,7 @@ def clouds():
 
 def test_wasserstein_potential_is_pots(clouds):
     x, y = (cloud.double() for cloud in clouds)
-    bonus = WassersteinBonus(n_previous=3, entropic_reg=0.2)
+    bonus = WassersteinBonus(n_previous=3, entropic_reg=0.2, saturation=None)
     bonus.update(y)
     reg = 0.2 * ot.dist(x, y).mean().item()
     potentials = []
@@ -39,23 +39,66 @@ def test_wasserstein_potential_is_pots(clouds):
 
 
 @pytest.mark.parametrize("distance", ["sinkhorn", "dual"])
-@pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean"])
-def test_behaviour_far_from_earlier_behaviour_scores_higher(distance, cost):
+@pytest.mark.parametrize("saturation", [None, 1.0])
+def test_behaviour_far_from_earlier_behaviour_scores_higher(distance, saturation):
     x = torch.linspace(0, 3, 30)[:, None] * torch.tensor([[1.0, 0.5]])
-    bonus = WassersteinBonus(2, distance, cost=cost)
-    bonus.update(torch.zeros(1, 2))
+    bonus = WassersteinBonus(2, distance, saturation=saturation)
+    bonus.update(torch.zeros(1, 2), x)
     scores = bonus(x)
     assert torch.corrcoef(torch.stack([scores, x.norm(dim=1)]))[0, 1] > 0.9
 
 
-def test_dual_and_sinkhorn_agree(clouds):
+@pytest.mark.parametrize("saturation", [None, 0.3])
+def test_dual_and_sinkhorn_agree(clouds, saturation):
     x, y = clouds
     scores = []
     for distance in ("sinkhorn", "dual"):
-        bonus = WassersteinBonus(3, distance)
-        bonus.update(y)
+        bonus = WassersteinBonus(3, distance, saturation=saturation)
+        bonus.update(y, x)
         scores.append(bonus(x))
-    assert torch.corrcoef(torch.stack(scores))[0, 1] > 0.98
+    assert torch.corrcoef(torch.stack(scores))[0, 1] > (0.98 if saturation is None else 0.9)
+
+
+def test_saturating_scores_do_not_depend_on_units_or_on_coordinates_that_never_vary(clouds):
+    x, y = clouds
+    scores = []
+    for unit in (torch.ones(2), torch.tensor([1e-3, 1e4])):
+        bonus = WassersteinBonus(3)
+        bonus.update(
+            torch.nn.functional.pad(unit * y, (0, 1), value=7.0), torch.nn.functional.pad(unit * x, (0, 1), value=0.1)
+        )
+        scores.append(bonus(torch.nn.functional.pad(unit * x, (0, 1), value=0.1)))
+    torch.testing.assert_close(scores[0], scores[1], atol=1e-5, rtol=1e-4)
+    assert scores[0].std() > 0.01
+
+
+def test_the_unit_of_saturation_is_the_mean_square_distance_between_candidates(clouds):
+    x, _ = clouds
+    bonus = WassersteinBonus(saturation=0.5)
+    bonus.update(x[:1], x)
+    points = bonus._scaled(x)
+    n = len(x)
+    assert torch.cdist(points, points).square().sum() / n**2 == pytest.approx(1 / 0.5**2, rel=1e-4)
+
+
+def test_an_outlier_decides_squared_scores_and_not_saturating_ones(clouds):
+    x = torch.cat([clouds[0], torch.tensor([[1000.0, 0.0]])])
+    shares = []
+    for saturation in (None, 0.3):
+        bonus = WassersteinBonus(saturation=saturation)
+        bonus.update(clouds[1], clouds[0])
+        scores = bonus(x)
+        shares.append(((scores - scores.mean()).square()[-1] / (scores - scores.mean()).square().sum()).item())
+    assert shares[0] > 0.95
+    assert shares[1] < 0.5
+
+
+def test_the_spread_is_the_mean_over_iterations_and_not_the_last(clouds):
+    x, _ = clouds
+    bonus = WassersteinBonus()
+    bonus.update(x[:1], x)
+    bonus.update(x[:1], 3 * x)
+    torch.testing.assert_close(bonus.variance, 5 * x.double().var(dim=0, correction=0))
 
 
 def test_only_the_last_policies_are_remembered():
@@ -91,10 +134,12 @@ def test_novelty_takes_what_neighbours_there_are():
 def test_memory_travels_with_the_state(bonus, clouds):
     original, copy = bonus(), bonus()
     for embedding in clouds[1]:
-        original.update(embedding[None])
+        original.update(embedding[None], clouds[0])
     copy.load_state_dict(original.state_dict())
     torch.testing.assert_close(copy(clouds[0]), original(clouds[0]))
     assert len(copy.embeddings) == len(original.embeddings)
+    copy.load_state_dict({}, strict=False)
+    assert torch.equal(copy.embeddings, original.embeddings)
 
 
 def test_bad_arguments_are_refused():
@@ -102,6 +147,8 @@ def test_bad_arguments_are_refused():
         WassersteinBonus(0)
     with pytest.raises(ValueError, match="distance must be one of 'sinkhorn', 'dual'"):
         WassersteinBonus(distance="l2")
+    with pytest.raises(ValueError, match=r"saturation must be > 0 or None, got 0\.0"):
+        WassersteinBonus(saturation=0.0)
     with pytest.raises(ValueError, match="n_neighbors must be >= 1"):
         NoveltyBonus(0)
     bonus = NoveltyBonus()

@@ -19,6 +19,7 @@ def trajectories():
         ("action_sequence", [[1, 2, 3], [4, 0, 0]]),
         ("final_state", [[0, 1], [1, 0]]),
         ("reward_to_go", [[111, 110, 100], [7, 0, 0]]),
+        ("state_sequence", [[1, 0, 0, 1, 0, 1], [1, 0, 0, 0, 0, 0]]),
         ("state_visitation", [[1 / 3, 2 / 3], [1, 0]]),
     ],
 )

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sb3_wng.geometry import DualPotentials, sinkhorn_distance, total_variation
 from sb3_wng.geometry.dual_potentials import _newton
+from sb3_wng.geometry.transport import cost_matrix
 
 COSTS = ["sqeuclidean", "euclidean"]
 SHAPES = ["shift", "scale", "far", "near", "modes", "heavy"]
@@ -82,6 +83,17 @@ def test_sinkhorn_is_close_to_the_exact_distance_at_small_regularisation(shape, 
     x, y = clouds(shape, d=d)
     value = sinkhorn_distance(x, y, entropic_reg=0.01, cost=cost, tolerance=2e-3)
     assert value.item() == pytest.approx(exact_distance(x, y, cost), rel=0.03)
+
+
+@pytest.mark.parametrize("shape", ["shift", "modes", "heavy"])
+def test_the_saturating_cost_is_a_bounded_metric_whose_distance_is_pots(shape):
+    x, y = clouds(shape, d=2)
+    cost = 1 - torch.exp(-torch.cdist(x.double(), y.double()))
+    exact = ot.emd2([], [], cost.numpy())
+    assert sinkhorn_distance(x, y, 0.01, "saturating", 5000, 2e-3).item() == pytest.approx(exact, rel=0.05, abs=0.005)
+    own = cost_matrix(x, x, "saturating")
+    assert own.max() < 1
+    assert (own[:, None] <= own[:, :, None] + own[None] + 1e-6).all()
 
 
 def test_sinkhorn_is_the_bures_distance_of_affinely_related_clouds():
@@ -436,7 +448,7 @@ def test_potentials_parameters_out_of_range_are_named(name):
 
 
 def test_unknown_costs_are_refused():
-    with pytest.raises(ValueError, match="cost must be 'sqeuclidean' or 'euclidean', got 'cosine'"):
+    with pytest.raises(ValueError, match="cost must be 'sqeuclidean', 'euclidean' or 'saturating', got 'cosine'"):
         sinkhorn_distance(cloud(2, 1), cloud(2, 1), cost="cosine")
     with pytest.raises(ValueError, match="cost must be"):
         DualPotentials(1, cost="cosine")

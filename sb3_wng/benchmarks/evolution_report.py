@@ -1,0 +1,152 @@
+"""Table and figures of the evolution strategies' study, from CSV files: ``python -m sb3_wng.benchmarks.evolution_report``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from scipy.stats import binomtest, bootstrap, fisher_exact
+
+from sb3_wng.benchmarks.evolution_study import ITERATIONS_PER_RECORD, STUDIES, Study
+from sb3_wng.benchmarks.figures import save
+from sb3_wng.benchmarks.markdown import markdown
+
+N_LAST = 10  # policies whose mean return is a run's result
+# Boxes (x, y, width, height) in metres, goals, and the range that the pictures show
+WALLS = {
+    "PointWall-v0": ([(13.7, -2.0, 0.6, 4.0), (12.0, -2.3, 2.0, 0.6), (12.0, 1.7, 2.0, 0.6)], (25.0, 0.0), (-5, 45, -18, 18)),
+    "AntWall-v0": ([(4.7, -2.0, 0.6, 4.0), (4.0, -2.0, 1.0, 0.6), (4.0, 1.4, 1.0, 0.6)], (15.0, 0.0), (-5, 20, -10, 10)),
+}
+TITLES = {"point_wall": "Evolution strategies before a wall: Point", "ant_wall": "Evolution strategies before a wall: Ant"}
+
+
+def final_returns(curves: pd.DataFrame) -> pd.DataFrame:
+    """One row per run: algorithm, seed, and the mean return of its last policies."""
+    n_records = N_LAST // ITERATIONS_PER_RECORD
+    last = curves.sort_values("timesteps").groupby(["algorithm", "seed"], sort=False).tail(n_records)
+    return last.groupby(["algorithm", "seed"], sort=False, as_index=False)["return"].mean()
+
+
+def results_table(finals: pd.DataFrame, study: Study) -> pd.DataFrame:
+    """Methods by escapes with Wilson's interval, against ES by Fisher's exact test, and returns with a bootstrap interval."""
+    escaped = {name: finals.loc[finals.algorithm == name, "return"] > study.escape_return for name in study.methods}
+    rows = {}
+    for name in study.methods:
+        returns = finals.loc[finals.algorithm == name, "return"].to_numpy()
+        if len(returns) < 2:
+            continue
+        n_escaped, n = int(escaped[name].sum()), len(returns)
+        rate = binomtest(n_escaped, n).proportion_ci(method="wilson")
+        mean = bootstrap((returns,), np.mean, rng=np.random.default_rng(0), method="percentile").confidence_interval
+        rows[name] = {
+            "escaped": f"{n_escaped}/{n} [{rate.low:.2f}, {rate.high:.2f}]",
+            "against ES, p": "" if name == "ES" or escaped["ES"].empty else _p_value(escaped[name], escaped["ES"]),
+            "mean return": f"{returns.mean():.0f} [{mean.low:.0f}, {mean.high:.0f}]",
+            "median": f"{np.median(returns):.0f}",
+            "of those that escaped": f"{returns[escaped[name]].mean():.0f}" if n_escaped else "",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _p_value(escaped: pd.Series, reference: pd.Series) -> str:
+    counts = [[int(outcome.sum()), int((~outcome).sum())] for outcome in (escaped, reference)]
+    return f"{fisher_exact(counts).pvalue:.2g}"
+
+
+def section(folder: Path) -> str:
+    """Text, tables and figures of the studies that have results; the empty text while there are none."""
+    parts = []
+    for key, title in TITLES.items():
+        path = folder / f"{key}.csv"
+        if not path.exists():
+            continue
+        study, table = STUDIES[key], results_table(final_returns(pd.read_csv(path)), STUDIES[key])
+        if table.empty:
+            continue
+        steps = study.n_iterations * (2 * study.common["n_delta"] + 1)
+        text = (
+            f"`python -m sb3_wng.benchmarks.evolution_study {key}`: {study.n_iterations} iterations, {steps:,} episodes on "
+            f"{study.environment}. A run has escaped if its last {N_LAST} policies return more than {study.escape_return:.0f} "
+            "on average, which no policy in the pocket does. Rates with Wilson's 95 % interval and Fisher's exact test "
+            "against ES (two-sided, not corrected for the number of methods), mean returns with a 95 % bootstrap interval."
+        )
+        figures = f"![Paths of the last policies]({key}_paths.png)\n\n![Learning curves]({key}.png)"
+        parts.append(f"## {title}\n\n{text}\n\n{markdown(table)}\n\n{figures}\n")
+    return "\n".join(parts)
+
+
+def draw(folder: Path) -> None:
+    """Both figures of every study that has results."""
+    for key, study in STUDIES.items():
+        curves, paths = folder / f"{key}.csv", folder / f"{key}_paths.csv"
+        if curves.exists() and paths.exists():
+            _draw_curves(study, pd.read_csv(curves), curves)
+            _draw_paths(study, pd.read_csv(paths), paths)
+
+
+def _draw_curves(study: Study, curves: pd.DataFrame, path: Path) -> None:
+    """Every run, and the median of the method."""
+    names = [name for name in study.methods if (curves.algorithm == name).any()]
+    figure, panels = _grid(len(names))
+    for axes, name in zip(panels, names, strict=True):
+        runs = curves[curves.algorithm == name]
+        for _, run in runs.groupby("seed"):
+            axes.plot(run.timesteps / 1000, run["return"], color="C0", alpha=0.35, linewidth=0.8)
+        median = runs.groupby("timesteps")["return"].median()
+        axes.plot(median.index / 1000, median, color="C3")
+        axes.axhline(study.escape_return, color="0.6", linewidth=0.8, linestyle=":")
+        axes.set_title(name, fontsize="small")
+        axes.set_ylim(2 * study.escape_return, 0.75 * study.escape_return)
+    figure.supxlabel("thousand environment steps", fontsize="small")
+    figure.supylabel("return of the policy; median in red", fontsize="small")
+    save(figure, path.with_suffix(".png"), path)
+
+
+def _draw_paths(study: Study, paths: pd.DataFrame, path: Path) -> None:
+    """Where each run's last policy goes, red if it did not leave the pocket."""
+    names = [name for name in study.methods if (paths.algorithm == name).any()]
+    figure, panels = _grid(len(names))
+    walls, goal, (left, right, bottom, top) = WALLS[study.environment]
+    for axes, name in zip(panels, names, strict=True):
+        for box in walls:
+            axes.add_patch(Rectangle(box[:2], *box[2:], color="0.3"))
+        axes.plot(*goal, marker="*", color="C2", markersize=9)
+        for _, run in paths[paths.algorithm == name].iterrows():
+            x, y = (np.array(run[key].split(), dtype=float) for key in ("x", "y"))
+            axes.plot(x, y, color="C0" if run["return"] > study.escape_return else "C3", alpha=0.7, linewidth=0.9)
+        axes.set_title(name, fontsize="small")
+        axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
+    figure.supxlabel("x (m); blue: escaped, red: did not, star: goal", fontsize="small")
+    save(figure, path.with_suffix(".png"), path)
+
+
+def _grid(n: int) -> tuple[Figure, list[Axes]]:
+    n_rows = -(-n // 3)
+    figure, panels = plt.subplots(
+        n_rows, 3, figsize=(9, 2.5 * n_rows), layout="constrained", squeeze=False, sharex=True, sharey=True
+    )
+    axes = list(panels.flat)
+    for unused in axes[n:]:
+        unused.set_visible(False)
+    for lowest in axes[max(n - 3, 0) : n]:
+        lowest.tick_params(labelbottom=True)
+    return figure, axes[:n]
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path("docs/benchmarks")
+    draw(folder)
+    print(section(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,263 @@
+"""Evolution strategies before a wall: ``python -m sb3_wng.benchmarks.evolution_study [STUDY] [--seeds 0 1 ...] [--jobs 1]``.
+
+``point_wall`` is the Point task of Fig. 4 of Moskovitz et al. (2021, arXiv 2010.05380), ``ant_wall`` its Quadruped on a
+seventh of the budget. The straight way to the goal ends in a pocket; a run has *escaped* if its last ten policies return
+more than a policy in the pocket can (:attr:`Study.escape_return`). A run that is already in the CSV file is not repeated.
+
+Files: ``STUDY.csv`` has the mean return of the unperturbed policy over every five iterations, ``STUDY_paths.csv`` one path
+of every run's last policy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import multiprocessing
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.utils import LinearSchedule
+from torch import Tensor, nn
+
+from sb3_wng import BGES, BGWNES, ES, NSRES, WNES
+from sb3_wng.algorithms import EvolutionStrategy
+from sb3_wng.benchmarks.records import append_records, read_records
+
+N_COLUMNS = 8  # environments that are stepped together; results do not depend on it
+ITERATIONS_PER_RECORD = 5
+CLIP = 0.05  # of directions whose norm is .07 to .1 in these units
+PUBLISHED_NOISE = 0.01  # per parameter: the released code's perturbations are vectors of length .1 with 101 numbers
+
+
+class ReleasedNovelty(nn.Module):
+    r"""The behaviour score of the released code, which is none of the papers': minus a density of visited behaviour.
+
+    Its dual variables b_1, b_2 of random features :math:`z(x) = \sqrt{2 / D} \cos(\omega x + b)` ascend
+
+    .. math:: b_1 \mathrel{+}= \alpha (1 - e) z(x), \quad b_2 \mathrel{+}= \alpha (1 - e) z(y), \quad
+        e = \exp((b_1 \cdot z(x) - b_2 \cdot z(y) - |x - y|^2) / \gamma),
+
+    for 100 pairs of an earlier policy's x and a candidate's y per iteration, from iteration to iteration. With the sign of
+    b_2 z(y) turned, :math:`|x - y|^2 \gg 1` leaves e near 0, so that b_2 sums z over all candidates so far: a candidate's
+    score :math:`b_1 z(x) - b_2 z(y) + e \gamma` falls with how often behaviour like its own has been seen. It fills the slot
+    of :class:`sb3_wng.behavior.WassersteinBonus`. The code's width and gamma are not known here; both are 1.
+
+    :param dim: of the embedding
+    :param n_previous: policies remembered
+    :param n_features: D
+    :param seed: of the features and the pairs
+    """
+
+    n_pairs, rate, gamma, width = 100, 0.05, 1.0, 1.0
+
+    def __init__(self, dim: int, n_previous: int = 2, n_features: int = 1000, seed: int = 0) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(seed)
+        self.frequencies = torch.randn(n_features, dim, generator=self.generator) / self.width
+        self.phases = 2 * math.pi * torch.rand(n_features, generator=self.generator)
+        self.coefficients = torch.zeros(2, n_features)
+        self.n_previous = n_previous
+        self.previous = torch.zeros(0, dim)
+
+    def update(self, current: Tensor, candidates: Tensor | None = None) -> None:
+        """The policy's embeddings (1, d) join the memory."""
+        self.previous = torch.cat([self.previous, current])[-self.n_previous :]
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Scores (n,) of the candidates, after the iteration's steps on them."""
+        for _ in range(self.n_pairs):
+            i, j = (int(torch.randint(n, (), generator=self.generator)) for n in (len(self.previous), len(embeddings)))
+            x, y = self.previous[i : i + 1], embeddings[j : j + 1]
+            step = self.rate * (1 - self._violation(x, y)[0, 0])
+            self.coefficients += step * torch.cat([self._features(x), self._features(y)])
+        return self._scores(embeddings)
+
+    def value(self, embeddings: Tensor) -> float:
+        """Mean score of embeddings (n, d); for logs."""
+        return self._scores(embeddings).mean().item()
+
+    def _scores(self, embeddings: Tensor) -> Tensor:
+        gap = self._gap(self.previous, embeddings)
+        return (gap + self.gamma * self._violation(self.previous, embeddings)).mean(dim=0)
+
+    def _features(self, points: Tensor) -> Tensor:
+        return math.sqrt(2 / len(self.phases)) * torch.cos(points @ self.frequencies.T + self.phases)
+
+    def _gap(self, x: Tensor, y: Tensor) -> Tensor:
+        """b_1 z(x) - b_2 z(y) for all pairs, shape (n, m)."""
+        return (self._features(x) @ self.coefficients[0])[:, None] - self._features(y) @ self.coefficients[1]
+
+    def _violation(self, x: Tensor, y: Tensor) -> Tensor:
+        """e for all pairs, shape (n, m)."""
+        return torch.exp((self._gap(x, y) - torch.cdist(x, y).square()) / self.gamma)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A line of the table.
+
+    :param is_released: whether the released code's score takes the place of the Wasserstein bonus
+    """
+
+    algorithm: type[EvolutionStrategy]
+    arguments: dict[str, Any] = field(default_factory=dict)
+    is_released: bool = False
+
+
+@dataclass(frozen=True)
+class Study:
+    """A task and the methods that are compared on it.
+
+    :param common: arguments of all methods
+    :param behavior: arguments of those with an embedding
+    :param escape_return: what the last policies of a run that has left the pocket return on average, at least
+    """
+
+    environment: str
+    methods: dict[str, Method]
+    n_iterations: int
+    escape_return: float
+    common: dict[str, Any]
+    behavior: dict[str, Any]
+
+
+FADING = {"wasserstein_coef": LinearSchedule(-0.75, 0.0, 1.0)}
+RELEASED = {"wasserstein_coef": -1.0, "n_previous": 2}  # beta = 0.5
+POINT_WALL = Study(
+    "PointWall-v0",
+    {
+        "ES": Method(ES),
+        "ES, clipped": Method(ES, {"max_grad_norm": CLIP}),
+        "WNES": Method(WNES, {"natural_coef": 1.0}),
+        "WNES, -1.3": Method(WNES, {"natural_coef": -1.3}),
+        "BGES": Method(BGES, FADING),
+        "BGES, constant": Method(BGES),
+        "BGES, squared raw cost": Method(BGES, {"saturation": None}),
+        "BGWNES": Method(BGWNES, FADING),
+        "NSRES": Method(NSRES),
+        "ES, published noise": Method(ES, {"delta_std": PUBLISHED_NOISE}),
+        "released score, published noise": Method(BGES, {**RELEASED, "delta_std": PUBLISHED_NOISE}, is_released=True),
+    },
+    n_iterations=100,
+    escape_return=-650.0,
+    common={"learning_rate": 0.1, "n_delta": 50, "delta_std": 0.1, "policy_kwargs": {"action_noise_std": 0.1}},
+    behavior={"embedding": "final_state"},
+)
+ANT_WALL = Study(
+    "AntWall-v0",
+    {"ES": Method(ES), "WNES": Method(WNES), "BGES": Method(BGES, FADING), "BGWNES": Method(BGWNES, FADING)},
+    n_iterations=124,  # 5 million steps
+    escape_return=-4400.0,
+    common={
+        "learning_rate": 0.02,
+        "n_delta": 50,
+        "delta_std": 0.1,
+        "policy_kwargs": {"net_arch": [64, 64], "action_noise_std": 0.1},
+    },
+    behavior={"embedding": "reward_to_go"},
+)
+STUDIES = {"point_wall": POINT_WALL, "ant_wall": ANT_WALL}
+
+
+class ParentReturns(KVWriter):
+    """Keeps the return of the unperturbed policy of every iteration, with the steps and the seconds so far."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, float, float]] = []
+        self._start = time.process_time()
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        self.rows.append((step, key_values["rollout/parent_return"], time.process_time() - self._start))
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def records(self) -> Iterator[dict[str, object]]:
+        """One per :data:`ITERATIONS_PER_RECORD` iterations."""
+        for end in range(ITERATIONS_PER_RECORD, len(self.rows) + 1, ITERATIONS_PER_RECORD):
+            steps, returns, seconds = zip(*self.rows[end - ITERATIONS_PER_RECORD : end], strict=True)
+            yield {"timesteps": steps[-1], "return": f"{np.mean(returns):.2f}", "cpu_seconds": f"{seconds[-1]:.1f}"}
+
+
+def make_model(study: Study, name: str, seed: int) -> EvolutionStrategy:
+    method = study.methods[name]
+    arguments = {**study.common, **({} if method.algorithm is ES else study.behavior), **method.arguments}
+    model = method.algorithm("ToeplitzPolicy", make_vec_env(study.environment, N_COLUMNS), seed=seed, **arguments)
+    if method.is_released:
+        model.wasserstein_bonus = ReleasedNovelty(model.observation_space.shape[0], model.n_previous, seed=seed)  # type: ignore[index, assignment]
+    return model
+
+
+def follow(model: EvolutionStrategy, environment: str, seed: int) -> dict[str, object]:
+    """Where the policy goes in one episode: the robot's x and y in metres after every step, and the return."""
+    env = gym.make(environment)
+    observation, _ = env.reset(seed=seed)
+    xs, ys, total, is_over = [], [], 0.0, False
+    while not is_over:
+        action, _ = model.predict(observation, deterministic=True)
+        observation, reward, terminated, truncated, info = env.step(action)
+        total += float(reward)
+        xs.append(f"{info['x_position']:.2f}")
+        ys.append(f"{info['y_position']:.2f}")
+        is_over = terminated or truncated
+    return {"return": f"{total:.2f}", "x": " ".join(xs), "y": " ".join(ys)}
+
+
+def run(key: str, name: str, seed: int, deadline: float = math.inf) -> tuple[list[dict[str, object]], dict[str, object]]:
+    """Train once: records of the learning curve and of the path; nothing if it is past the deadline (since the epoch)."""
+    if time.time() > deadline:
+        return [], {}
+    torch.set_num_threads(1)
+    study = STUDIES[key]
+    model = make_model(study, name, seed)
+    returns = ParentReturns()
+    model.set_logger(Logger(None, [returns]))
+    episodes = 2 * study.common["n_delta"] + 1
+    model.learn(study.n_iterations * episodes * gym.spec(study.environment).max_episode_steps)
+    origin = {"experiment": key, "algorithm": name, "environment": study.environment, "seed": seed}
+    return [{**origin, **record} for record in returns.records()], {**origin, **follow(model, study.environment, seed)}
+
+
+def unfinished(curves: Path, methods: Iterable[str], seeds: Iterable[int]) -> list[tuple[str, int]]:
+    """The runs that a file does not have, a seed at a time so that an early end leaves whole comparisons."""
+    done = {(row["algorithm"], int(row["seed"])) for row in read_records(curves)}
+    return [(name, seed) for seed in seeds for name in methods if (name, seed) not in done]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("study", choices=list(STUDIES), nargs="?", default="point_wall")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
+    parser.add_argument("--methods", nargs="+", help="names in the table (default: all)")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--budget", type=float, default=math.inf, help="seconds after which no run is started")
+    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks"), help="folder of the CSV files")
+    arguments = parser.parse_args()
+    methods = arguments.methods or list(STUDIES[arguments.study].methods)
+    if unknown := set(methods) - set(STUDIES[arguments.study].methods):
+        parser.error(f"--methods: {arguments.study} has no {sorted(unknown)}; it has {list(STUDIES[arguments.study].methods)}")
+    curves, paths = (arguments.output / f"{arguments.study}{suffix}.csv" for suffix in ("", "_paths"))
+    runs = unfinished(curves, methods, arguments.seeds)
+    train = partial(run, arguments.study, deadline=time.time() + arguments.budget)
+    with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(train, *key): key for key in runs}
+        for count, future in enumerate(as_completed(futures), 1):
+            records, path = future.result()
+            if records:
+                append_records(paths, [path])  # first: the run is finished once its curve is there
+                append_records(curves, records)
+                print(f"{count}/{len(runs)}", *futures[future], records[-1]["return"], flush=True)
+
+
+if __name__ == "__main__":
+    main()
