@@ -56,7 +56,7 @@ def section(folder: Path) -> str:
     if goals.exists():
         parts.append(f"### Two goals in a plane, and four\n\n{markdown(goals_table(pd.read_csv(goals)))}")
     if (folder / "multipolicy_paths.csv").exists():
-        parts.append("![Paths of two policies that repel each other, and their potentials](../images/two_goals.png)")
+        parts.append("![Paths of two policies that repel each other, and their potentials](two_goals.png)")
     if grid.exists():
         text = (
             f"Runs whose greedy policy gets {_second_best():.0f} or more (the best is {route_return(cheapest_route()):.0f}), "
@@ -68,13 +68,11 @@ def section(folder: Path) -> str:
 
 
 def draw(folder: Path) -> None:
-    """Learning curves of the grid beside its file; paths and potentials in the folder of images."""
+    """Figures beside the files: learning curves of the grid, paths and potentials of the goals."""
     if (folder / "multipolicy_grid.csv").exists():
         _draw_grid(folder / "multipolicy_grid.csv")
     if (folder / "multipolicy_paths.csv").exists():
-        images = folder.parent / "images"
-        images.mkdir(exist_ok=True)
-        _draw_goals(pd.read_csv(folder / "multipolicy_paths.csv"), pd.read_csv(folder / "multipolicy_maps.csv"), images)
+        _draw_goals(pd.read_csv(folder / "multipolicy_paths.csv"), pd.read_csv(folder / "multipolicy_maps.csv"), folder)
 
 
 def _draw_grid(path: Path) -> None:

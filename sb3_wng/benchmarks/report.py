@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sb3_wng.benchmarks import evolution_report, figures, penalty_cost, svpg_report, toy_report
+from sb3_wng.benchmarks import evolution_report, figures, multipolicy_report, penalty_cost, svpg_report, toy_report
 from sb3_wng.benchmarks.experiments import EXPERIMENTS, Experiment
 from sb3_wng.benchmarks.markdown import markdown, number
 from sb3_wng.benchmarks.scores import (
@@ -234,6 +234,7 @@ SECTIONS: tuple[Callable[[Path], str], ...] = (
     *(lambda folder, e=experiment: learning_section(e, folder) for experiment in EXPERIMENTS.values()),
     svpg_report.section,
     evolution_report.section,
+    multipolicy_report.section,
 )
 
 
@@ -253,3 +254,4 @@ def write(folder: Path) -> None:
             draw_experiment(experiment, folder)
     svpg_report.draw(folder)
     evolution_report.draw(folder)
+    multipolicy_report.draw(folder)

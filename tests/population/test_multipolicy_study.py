@@ -56,7 +56,7 @@ def test_runs_are_recorded_and_reported(tmp_path, monkeypatch):
     assert "| cloning of one route | 2 of 2" in text
     multipolicy_report.draw(folder)
     assert (folder / "multipolicy_grid.png").stat().st_size > 0
-    assert (tmp_path / "images" / "two_goals.png").stat().st_size > 0
+    assert (folder / "two_goals.png").stat().st_size > 0
 
 
 def test_episodes_add_up_and_gradients_are_those_of_the_log_probability():
