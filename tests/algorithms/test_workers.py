@@ -211,12 +211,20 @@ def test_an_episode_that_kills_every_worker_is_given_up(two_workers):
     assert evaluator._slots == []
 
 
-def test_ctrl_c_ends_the_workers():
+@pytest.fixture
+def ctrl_c():
+    """Interrupt as a terminal does, also where the tests run in the background, whose processes ignore the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_the_workers(ctrl_c):
     policy = make_policy()
     evaluator = make_worker_evaluator(policy, Troubled(), n_jobs=1)
     dict(evaluator(generation(policy, [0])))
     processes = pids(evaluator)
-    threading.Timer(0.3, signal.pthread_kill, [threading.get_ident(), signal.SIGINT]).start()
+    threading.Timer(0.3, ctrl_c).start()
     with pytest.raises(KeyboardInterrupt):
         dict(evaluator(generation(policy, [HANGS])))
     wait_until_gone(processes)
