@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch as th
@@ -11,15 +11,12 @@ from numpy.typing import NDArray
 
 from sb3_wng.algorithms.behavior_samples import N_RESAMPLED, STATE_EMBEDDINGS
 from sb3_wng.algorithms.penalty import BehaviorPenalty, check_dimensions
+from sb3_wng.algorithms.rollouts import rollout_windows
 from sb3_wng.algorithms.surrogate import PolicyBatch
 from sb3_wng.behavior import (
     EMBEDDINGS,
     BehaviorEmbedding,
     Trajectories,
-    Windows,
-    cut_windows,
-    flat_actions,
-    flat_observations,
     make_embedding,
     reference_points,
 )
@@ -42,7 +39,6 @@ def make_penalty(model: NaturalPolicyGradient) -> BehaviorPenalty:
         model.distance,
         model.entropic_reg,
         trajectory_embedding(model),
-        model.embedding_horizon,
         N_RESAMPLED if model.embedding == "actions_and_values" else 1,
         None if model.reference is None else th.as_tensor(model.reference, device=model.device),
         model.seed,
@@ -81,31 +77,9 @@ def begin_penalty(model: NaturalPolicyGradient, penalty: BehaviorPenalty, batch:
     if penalty.embedding is None:
         penalty.begin(batch.old_law)
         return batch
-    windows, trajectories = _windows_of_rollout(model)
+    # The reference was seen through another VecNormalize, or none
+    normalizer = None if model.reference is None else model.get_vec_normalize_env()
+    windows, trajectories = rollout_windows(model, model.embedding_horizon, normalizer)
     points = penalty.embedding(trajectories).to(batch.advantages).detach()
-    signal = penalty.signal(points)
-    per_step = th.zeros_like(batch.advantages)
-    n_steps = windows.mask.sum(dim=1).to(signal.device)
-    per_step[windows.index[windows.mask].to(signal.device)] = signal.repeat_interleave(n_steps)
-    return batch._replace(advantages=batch.advantages - per_step)
-
-
-def _windows_of_rollout(model: NaturalPolicyGradient) -> tuple[Windows, Trajectories]:
-    """The filled and flattened rollout buffer as windows, in the buffer's order.
-
-    Where there is a reference, what ``VecNormalize`` did is undone: the reference was seen through another one, or none.
-    """
-    buffer = model.rollout_buffer
-    observations: Any = buffer.observations
-    rewards = buffer.swap_and_flatten(buffer.rewards).flatten()
-    normalizer = model.get_vec_normalize_env()
-    if model.reference is not None and normalizer is not None:
-        observations, rewards = normalizer.unnormalize_obs(observations), normalizer.unnormalize_reward(rewards)
-    windows = cut_windows(buffer.episode_starts.astype(bool), model.embedding_horizon)
-    trajectories = Trajectories.from_steps(
-        windows,
-        flat_observations(observations, model.observation_space),
-        flat_actions(buffer.actions, model.action_space),
-        th.as_tensor(rewards).float(),
-    )
-    return windows, trajectories
+    signal = windows.scatter(penalty.signal(points), len(batch.advantages))
+    return batch._replace(advantages=batch.advantages - signal)

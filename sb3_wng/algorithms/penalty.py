@@ -11,7 +11,7 @@ from torch import nn
 
 from sb3_wng.algorithms.surrogate import PolicyBatch
 from sb3_wng.behavior import BehaviorEmbedding, spread
-from sb3_wng.geometry import ActionLaw, DualPotentials, GaussianLaw, sinkhorn_distance, sinkhorn_potential
+from sb3_wng.geometry import ActionLaw, CategoricalLaw, DualPotentials, GaussianLaw, sinkhorn_distance, sinkhorn_potential
 
 DISTANCES = ("closed_form", "total_variation", "dual", "sinkhorn", "kl")
 MAX_POINTS = 256  # actions of a batch that are transported: the cost of a plan grows as their square
@@ -110,7 +110,6 @@ class BehaviorPenalty(nn.Module):
     :param distance: ``"closed_form"``, ``"total_variation"``, ``"dual"``, ``"sinkhorn"`` or ``"kl"``
     :param entropic_reg: of the distances between samples, in units of their mean cost
     :param embedding: of trajectories; ``None``: single actions
-    :param horizon: steps of a window
     :param n_resampled: actions per state that make up one point
     :param reference: points (m, d), or ``None``
     :param seed: of resampled actions
@@ -124,7 +123,6 @@ class BehaviorPenalty(nn.Module):
         distance: str = "closed_form",
         entropic_reg: float = 0.2,
         embedding: BehaviorEmbedding | None = None,
-        horizon: int = 32,
         n_resampled: int = 1,
         reference: th.Tensor | None = None,
         seed: int | None = None,
@@ -133,7 +131,6 @@ class BehaviorPenalty(nn.Module):
         self.register_buffer("coefficient", th.tensor(float(coefficient), dtype=th.float64))
         self.distance = distance
         self.embedding = embedding
-        self.horizon = horizon
         self.n_resampled = n_resampled
         self.reference = reference
         self.standing: Standing | None = None
@@ -164,7 +161,9 @@ class BehaviorPenalty(nn.Module):
         if self.distance == "closed_form":
             return law.wasserstein_distance(batch.old_law).mean()
         if self.distance == "total_variation":
-            return law.transport_cost(batch.old_law).mean()
+            assert isinstance(law, CategoricalLaw)
+            assert isinstance(batch.old_law, CategoricalLaw)
+            return law.total_variation(batch.old_law).mean()
         if self.distance == "kl":
             return batch.old_law.kl_divergence(law).mean()
         stride = slice(None, None, -(-len(batch.advantages) // MAX_POINTS))

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSamples
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_wng.behavior import Trajectories, Windows, cut_windows, flat_actions, flat_observations
 
 
 def select(observations: PyTorchObs, index: th.Tensor | slice) -> PyTorchObs:
@@ -58,3 +63,26 @@ def rollout_in_order(buffer: RolloutBuffer) -> RolloutBufferSamples:
     """All transitions of a filled buffer, one environment after the other: the order that windows are cut in."""
     next(buffer.get(batch_size=None))  # flattens
     return buffer._get_samples(np.arange(buffer.buffer_size * buffer.n_envs))
+
+
+def rollout_windows(
+    model: OnPolicyAlgorithm, horizon: int, normalizer: VecNormalize | None = None
+) -> tuple[Windows, Trajectories]:
+    """A model's filled and flattened rollout buffer as windows, in the buffer's order.
+
+    :param horizon: steps of a window, at most
+    :param normalizer: whose normalisation of observations and rewards is undone; ``None``: nothing is
+    """
+    buffer = model.rollout_buffer
+    observations: Any = buffer.observations
+    rewards = buffer.swap_and_flatten(buffer.rewards).flatten()
+    if normalizer is not None:
+        observations, rewards = normalizer.unnormalize_obs(observations), normalizer.unnormalize_reward(rewards)
+    windows = cut_windows(buffer.episode_starts.astype(bool), horizon)
+    trajectories = Trajectories.from_steps(
+        windows,
+        flat_observations(observations, model.observation_space),
+        flat_actions(buffer.actions, model.action_space),
+        th.as_tensor(rewards).float(),
+    )
+    return windows, trajectories

@@ -78,6 +78,12 @@ class Windows:
         mask = self.mask.reshape(*self.mask.shape, *[1] * (steps.ndim - 1))
         return steps[self.index] * mask
 
+    def scatter(self, values: Tensor, n_steps: int) -> Tensor:
+        """Values of windows (n,) at each of their steps, shape (n_steps,)."""
+        steps = values.new_zeros(n_steps)
+        steps[self.index[self.mask].to(values.device)] = values.repeat_interleave(self.mask.sum(dim=1).to(values.device))
+        return steps
+
     def sum(self, steps: Tensor) -> Tensor:
         """Sum of ``steps`` (N,) over each window, shape (n,): a trajectory's log-probability from its steps'."""
         return self.gather(steps).sum(dim=1)

@@ -76,7 +76,8 @@ def section(folder: Path) -> str:
         text = (
             f"`python -m sb3_wng.benchmarks.evolution_study {key}`: {study.n_iterations} iterations, {steps:,} episodes on "
             f"{study.environment}. A run has escaped if its last {N_LAST} policies return more than {study.escape_return:.0f} "
-            "on average, which no policy in the pocket does. Rates with Wilson's 95 % interval and Fisher's exact test "
+            "on average, exploration noise included, which no policy in the pocket does (paths are drawn without noise: their "
+            "colours can differ from the count). Rates with Wilson's 95 % interval and Fisher's exact test "
             "against ES (two-sided, not corrected for the number of methods), mean returns with a 95 % bootstrap interval."
         )
         figures = f"![Paths of the last policies]({key}_paths.png)\n\n![Learning curves]({key}.png)"
@@ -112,7 +113,7 @@ def _draw_curves(study: Study, curves: pd.DataFrame, path: Path) -> None:
 
 
 def _draw_paths(study: Study, paths: pd.DataFrame, path: Path) -> None:
-    """Where each run's last policy goes, red if it did not leave the pocket."""
+    """Where each run's last policy goes without noise, red if that one episode did not leave the pocket."""
     names = [name for name in study.methods if (paths.algorithm == name).any()]
     figure, panels = _grid(len(names))
     walls, goal, (left, right, bottom, top) = WALLS[study.environment]
@@ -125,7 +126,7 @@ def _draw_paths(study: Study, paths: pd.DataFrame, path: Path) -> None:
             axes.plot(x, y, color="C0" if run["return"] > study.escape_return else "C3", alpha=0.7, linewidth=0.9)
         axes.set_title(name, fontsize="small")
         axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
-    figure.supxlabel("x (m); blue: escaped, red: did not, star: goal", fontsize="small")
+    figure.supxlabel("x (m); one noise-free episode per run; blue: escaped, red: did not, star: goal", fontsize="small")
     save(figure, path.with_suffix(".png"), path)
 
 

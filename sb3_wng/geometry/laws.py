@@ -42,9 +42,6 @@ class ActionLaw(Protocol):
     def wasserstein_distance(self: Law, other: Law) -> Tensor:
         """Squared Wasserstein-2 distance per state, shape (n,)."""
 
-    def transport_cost(self: Law, other: Law) -> Tensor:
-        """Optimal transport between the laws under the cost of :meth:`spread`, per state; shape (n,)."""
-
     def kl_divergence(self: Law, other: Law) -> Tensor:
         """KL(self || other) per state, summed over action dimensions; shape (n,)."""
 
@@ -90,10 +87,6 @@ class GaussianLaw:
     def wasserstein_distance(self, other: GaussianLaw) -> Tensor:
         """``|mu - mu'|^2 + std_weight |s - s'|^2``, exact for diagonal Gaussians (Peyre & Cuturi 2019, remark 2.31)."""
         return (self.mean - other.mean).square().sum(dim=1) + self.std_weight * (self.std - other.std).square().sum(dim=1)
-
-    def transport_cost(self, other: GaussianLaw) -> Tensor:
-        """The squared Wasserstein-2 distance itself."""
-        return self.wasserstein_distance(other)
 
     def kl_divergence(self, other: GaussianLaw) -> Tensor:
         variance_ratio = (self.std / other.std).square()
@@ -157,8 +150,8 @@ class CategoricalLaw:
         parts = zip(self._factors(0.5 * (p + q)), self._factors(q - p), strict=True)
         return sum((graph_laplacian_solve(mid, change).mul(change).sum(dim=1) for mid, change in parts), p.new_zeros(len(p)))
 
-    def transport_cost(self, other: CategoricalLaw) -> Tensor:
-        """Total variation, summed over factors: W2^2 under the 0-1 cost, of first order in the change of probability."""
+    def total_variation(self, other: CategoricalLaw) -> Tensor:
+        """Per state, summed over factors: W2^2 under the 0-1 cost, of first order in the change of probability; shape (n,)."""
         parts = zip(self._factors(self.log_probs.exp()), self._factors(other.log_probs.exp()), strict=True)
         return torch.stack([total_variation(p, q) for p, q in parts]).sum(dim=0)
 

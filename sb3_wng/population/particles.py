@@ -13,7 +13,6 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
-from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
@@ -23,7 +22,6 @@ from sb3_wng.algorithms.policy_gradient import NaturalPolicyGradient
 from sb3_wng.algorithms.policy_metrics import policy_metrics
 from sb3_wng.algorithms.rollouts import policy_actions, rollout_in_order, select
 from sb3_wng.algorithms.wnpg import WNPG
-from sb3_wng.behavior import Trajectories, Windows, cut_windows, flat_actions, flat_observations
 from sb3_wng.optim import StepReport, Trial
 
 CHUNK = 2500  # samples per backward pass: fewer have more overhead, more do not fit a cache
@@ -112,33 +110,6 @@ class Particle:
         """Of the return, by the particle's own advantages, shape (p,)."""
         actions = policy_actions(self.rollout.actions, self.learner.action_space)
         return advantage_gradient(self.policy, self.parameters, self.rollout.observations, actions, self.advantages)
-
-    def windows(self, horizon: int) -> Windows:
-        """The rollout, taken in in order, cut into windows."""
-        return cut_windows(self.learner.rollout_buffer.episode_starts.astype(bool), horizon)
-
-    def trajectories(self, windows: Windows, normalizer: VecNormalize | None = None) -> Trajectories:
-        """What happened in the windows, as the rollout buffer holds it.
-
-        :param normalizer: whose normalisation is undone; ``None``: nothing is
-        """
-        buffer, learner = self.learner.rollout_buffer, self.learner
-        observations: Any = buffer.observations
-        rewards = buffer.swap_and_flatten(buffer.rewards).flatten()
-        if normalizer is not None:
-            observations, rewards = normalizer.unnormalize_obs(observations), normalizer.unnormalize_reward(rewards)
-        return Trajectories.from_steps(
-            windows,
-            flat_observations(observations, learner.observation_space),
-            flat_actions(buffer.actions, learner.action_space),
-            th.as_tensor(rewards).float(),
-        )
-
-    def per_step(self, windows: Windows, values: th.Tensor) -> th.Tensor:
-        """Values of windows (n_windows,) at each of their steps, in the order of the advantages."""
-        steps = th.zeros(len(self.advantages))
-        steps[windows.index[windows.mask]] = values.repeat_interleave(windows.mask.sum(dim=1))
-        return steps.to(self.advantages)
 
     def natural_step(self, direction: th.Tensor, share: float) -> StepReport:
         """Precondition a direction by the own metric and go as far as the own step rule allows.

@@ -12,6 +12,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
+from sb3_wng.algorithms.rollouts import rollout_windows
 from sb3_wng.behavior import BehaviorEmbedding, Trajectory, make_embedding
 from sb3_wng.population.arguments import check_population_arguments
 from sb3_wng.population.directions import PopulationDirection, behavior_repulsion, population_direction
@@ -179,11 +180,14 @@ class SVPG(Population):
 
     def _repel_behavior(self, temperature: float) -> tuple[th.Tensor, float]:
         """Add the repulsion in behaviour space to the particles' advantages; returns the kernel and the repulsion's ratio."""
-        windows = [particle.windows(self.embedding_horizon) for particle in self.particles]
-        trajectories = [particle.trajectories(cut) for particle, cut in zip(self.particles, windows, strict=True)]
+        rollouts = [rollout_windows(particle.learner, self.embedding_horizon) for particle in self.particles]
+        trajectories = [trajectories for _, trajectories in rollouts]
         repulsion = behavior_repulsion(trajectories, make_embedding(self.embedding), self.bandwidth)
-        matched = zip(self.particles, windows, repulsion.bonuses, strict=True)
-        bonuses = [particle.per_step(cut, values) for particle, cut, values in matched]
+        matched = zip(self.particles, rollouts, repulsion.bonuses, strict=True)
+        bonuses = [
+            windows.scatter(values, len(particle.advantages)).to(particle.advantages)
+            for particle, (windows, _), values in matched
+        ]
         # The temperature weighs the return against the repulsion, whose own scale depends on the embedding
         ratio = self.behavior_coef * temperature
         unit = th.cat([particle.advantages for particle in self.particles]).norm() / th.cat(bonuses).norm().clamp_min(1e-12)

@@ -17,6 +17,7 @@ from torch import nn
 from sb3_wng.algorithms.arguments import check_integers
 from sb3_wng.algorithms.guidance import embed_reference
 from sb3_wng.algorithms.penalty import SampleTransport, check_dimensions
+from sb3_wng.algorithms.rollouts import rollout_windows
 from sb3_wng.behavior import BehaviorEmbedding, Trajectory, make_embedding, spread
 from sb3_wng.population.arguments import (
     Coefficient,
@@ -189,11 +190,10 @@ class WassersteinPopulation(Population):
         embedding = make_embedding(self.embedding)
         # A reference was seen without this environment's normalisation, or through another one
         normalizer = self.get_vec_normalize_env() if self.reference is not None else None
-        windows = [particle.windows(self.embedding_horizon) for particle in self.particles]
-        cut = zip(self.particles, windows, strict=True)
-        points = [embedding(particle.trajectories(part, normalizer)).detach().float() for particle, part in cut]
+        rollouts = [rollout_windows(particle.learner, self.embedding_horizon, normalizer) for particle in self.particles]
+        points = [embedding(trajectories).detach().float() for _, trajectories in rollouts]
         self._log_distances(points)
-        for i, (particle, part) in enumerate(zip(self.particles, windows, strict=True)):
+        for i, (particle, (windows, _)) in enumerate(zip(self.particles, rollouts, strict=True)):
             others: list[tuple[str, th.Tensor, float]] = [
                 (f"{i}-{j}", points[j], coefficients[i, j] / (self.n_policies - 1)) for j in range(self.n_policies) if j != i
             ]
@@ -201,9 +201,9 @@ class WassersteinPopulation(Population):
                 others.append((f"{i}-reference", th.as_tensor(self.reference), to_reference))
             felt = [(name, there, coefficient) for name, there, coefficient in others if coefficient != 0]
             if felt:
-                signal = sum(c * self._signal(name, points[i], y) for name, y, c in felt)
-                unit = particle.advantages.std()
-                particle.advantages = particle.advantages - unit * particle.per_step(part, th.as_tensor(signal))
+                signal = th.stack([c * self._signal(name, points[i], y) for name, y, c in felt]).sum(dim=0)
+                per_step = windows.scatter(signal, len(particle.advantages)).to(particle.advantages)
+                particle.advantages = particle.advantages - particle.advantages.std() * per_step
 
     def _signal(self, name: str, x: th.Tensor, y: th.Tensor) -> th.Tensor:
         """What each point of x (n, d) is worth for the distance from y (m, d), without unit and with mean 0; shape (n,)."""

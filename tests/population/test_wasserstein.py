@@ -12,7 +12,8 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_wng import SVPG, WassersteinPopulation
-from sb3_wng.behavior import Trajectory, cut_windows, make_embedding
+from sb3_wng.algorithms.rollouts import rollout_windows
+from sb3_wng.behavior import Trajectory, make_embedding
 from sb3_wng.envs import make_batched
 from sb3_wng.geometry import sinkhorn_distance, sinkhorn_potential
 from sb3_wng.population import AnnealedCoefficient
@@ -213,8 +214,8 @@ def test_a_reference_is_compared_without_normalisation(walkers, fill):
     normalizer = model.get_vec_normalize_env()
     raw = normalizer.unnormalize_obs(model.rollout_buffer.observations)
     expected = make_embedding("state_sequence")
-    windows = cut_windows(model.shares()[1].episode_starts.astype(bool), 20)
-    points = expected(model.particles[1].trajectories(windows, normalizer))
+    _, trajectories = rollout_windows(model.particles[1].learner, 20, normalizer)
+    points = expected(trajectories)
     torch.testing.assert_close(seen[1], points)
     np.testing.assert_allclose(points[0].reshape(20, 2), raw[:, 30], rtol=1e-5, atol=1e-5)
 
