@@ -67,7 +67,7 @@ def learning_figure(experiment: Experiment, runs: pd.DataFrame) -> Figure:
             bins = rows.assign(error=(optimum - rows["return"]) if optimum is not None else rows["return"]).groupby(
                 "timesteps"
             )
-            values, minutes = bins["error"], bins["wall_seconds"].mean() / 60
+            values, minutes = bins["error"], bins["seconds"].mean() / 60
             center = values.mean() if optimum is None else values.median()
             for axes, x in ((column[0], center.index / 1000), (column[1], minutes)):
                 (handles[method],) = axes.plot(x, center, **style[method])

@@ -64,7 +64,7 @@ def learning_section(experiment: Experiment, folder: Path) -> str:
     parts = [
         f"## {experiment.name.replace('_', ' ').capitalize()}",
         f"`python -m sb3_wng.benchmarks run {experiment.name}`: {experiment.description}\n\nSteps: {steps}. Seeds "
-        f"{', '.join(map(str, experiment.seeds))}. {_measure(experiment)}",
+        f"{', '.join(map(str, experiment.seeds))}. {_measure(experiment, runs)}",
         markdown(returns_table(experiment, final_returns(runs, experiment))),
     ]
     if experiment.optimum:
@@ -86,12 +86,11 @@ def learning_section(experiment: Experiment, folder: Path) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _measure(experiment: Experiment) -> str:
+def _measure(experiment: Experiment, runs: pd.DataFrame) -> str:
     cells = "each seed in parentheses" if len(experiment.seeds) < MIN_PAIRS else "95 % bootstrap intervals over seeds"
-    return (
-        f"Mean return of the training episodes in the last 10 % of the steps ({cells}). Minutes are wall-clock on a machine "
-        "shared with other work."
-    )
+    on_a_busy_clock = runs["cpu_seconds"].isna().any()
+    minutes = "wall-clock on a machine shared with other work" if on_a_busy_clock else "of the processor; a run has one thread"
+    return f"Mean return of the training episodes in the last 10 % of the steps ({cells}). Minutes are {minutes}."
 
 
 def cell(values: pd.Series) -> str:

@@ -32,7 +32,8 @@ from sb3_wng.benchmarks.experiments import Experiment, algorithm_class, make_env
 from sb3_wng.benchmarks.records import append_records, read_records
 
 FINISHED, ALREADY_FINISHED, PAUSED, TAKEN = "finished", "already finished", "paused", "running elsewhere"
-Episode = tuple[int, float, float]  # steps of the run, return, seconds of the run at its end
+Seconds = tuple[float, float]  # of the clock, and of the processor: what a run takes where it has one for itself
+Episode = tuple[int, float, float, float]  # steps of the run, return, seconds of the run at its end
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,10 @@ def finished(csv: Path) -> set[tuple[str, str, str]]:
     return {(row["algorithm"], row["environment"], row["seed"]) for row in read_records(csv)}
 
 
+def clock() -> Seconds:
+    return time.perf_counter(), time.process_time()
+
+
 # --- Checkpoints ---
 
 
@@ -94,7 +99,7 @@ def replace_file(path: Path, content: bytes) -> None:
     os.replace(unfinished, path)
 
 
-def save_checkpoint(path: Path, model: BaseAlgorithm, episodes: list[Episode], seconds: float) -> None:
+def save_checkpoint(path: Path, model: BaseAlgorithm, episodes: list[Episode], seconds: Seconds) -> None:
     buffer = io.BytesIO()
     model.save(buffer)
     state = {
@@ -107,7 +112,7 @@ def save_checkpoint(path: Path, model: BaseAlgorithm, episodes: list[Episode], s
     replace_file(path, pickle.dumps(state))
 
 
-def load_checkpoint(path: Path, run: Run) -> tuple[BaseAlgorithm, list[Episode], float]:
+def load_checkpoint(path: Path, run: Run) -> tuple[BaseAlgorithm, list[Episode], Seconds]:
     """The model of a checkpoint with new environments, the episodes so far, and the seconds they took."""
     state = pickle.loads(path.read_bytes())
     arguments = settings(run.experiment, run.algorithm, run.environment)
@@ -133,16 +138,17 @@ def load_checkpoint(path: Path, run: Run) -> tuple[BaseAlgorithm, list[Episode],
 class RunCallback(BaseCallback):
     """Records training episodes, leaves checkpoints between rollouts, and stops between them at the deadline."""
 
-    def __init__(self, run: Run, episodes: list[Episode], seconds: float, deadline: float, checkpoint_every: int) -> None:
+    def __init__(self, run: Run, episodes: list[Episode], seconds: Seconds, deadline: float, checkpoint_every: int) -> None:
         super().__init__()
         self.run, self.episodes, self.is_paused = run, episodes, False
         self._deadline, self._checkpoint_every = deadline, checkpoint_every
-        self._start = time.perf_counter() - seconds
+        self._start = [now - before for now, before in zip(clock(), seconds, strict=True)]
         self._n_rollouts = 0
 
     @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self._start
+    def seconds(self) -> Seconds:
+        wall, cpu = (now - start for now, start in zip(clock(), self._start, strict=True))
+        return wall, cpu
 
     def _on_training_start(self) -> None:
         self._returns = np.zeros(self.training_env.num_envs)
@@ -161,7 +167,7 @@ class RunCallback(BaseCallback):
         statistics = self.model.get_vec_normalize_env()
         self._returns += self.locals["rewards"] if statistics is None else statistics.get_original_reward()
         for index in np.flatnonzero(self.locals["dones"]):
-            self.episodes.append((self.num_timesteps, float(self._returns[index]), self.seconds))
+            self.episodes.append((self.num_timesteps, float(self._returns[index]), *self.seconds))
             self._returns[index] = 0.0
         return True
 
@@ -191,7 +197,7 @@ def _train(run: Run, deadline: float, checkpoint_every: int) -> str:
         model, episodes, seconds = load_checkpoint(checkpoint, run)
     else:
         model = make_model(run.experiment, run.algorithm, run.environment, run.seed)
-        episodes, seconds = [], 0.0
+        episodes, seconds = [], (0.0, 0.0)
     callback = RunCallback(run, episodes, seconds, deadline, checkpoint_every)
     if model.num_timesteps < run.timesteps:
         model.learn(run.timesteps - model.num_timesteps, callback=callback, reset_num_timesteps=False)
@@ -206,7 +212,7 @@ def _train(run: Run, deadline: float, checkpoint_every: int) -> str:
 
 def records(run: Run, episodes: Iterable[Episode]) -> list[dict[str, object]]:
     """One record per bin of steps in which an episode ended: their mean return, and the seconds at the last one's end."""
-    steps, returns, seconds = (np.array(column) for column in zip(*episodes, strict=True))
+    steps, returns, wall, cpu = (np.array(column) for column in zip(*episodes, strict=True))
     width = run.timesteps // run.experiment.n_bins
     key = {"algorithm": run.algorithm, "environment": run.environment, "seed": run.seed}
     rows: list[dict[str, object]] = []
@@ -216,7 +222,8 @@ def records(run: Run, episodes: Iterable[Episode]) -> list[dict[str, object]]:
             measured = {
                 "timesteps": end,
                 "return": f"{returns[inside].mean():.6g}",
-                "wall_seconds": f"{seconds[inside][-1]:.1f}",
+                "wall_seconds": f"{wall[inside][-1]:.1f}",
+                "cpu_seconds": f"{cpu[inside][-1]:.1f}",
             }
             rows.append({"experiment": run.experiment.name, **key, **measured})
     return rows

@@ -81,9 +81,9 @@ def read_runs(folder: Path, experiment: Experiment) -> pd.DataFrame:
     if all its seeds are there."""
     path = folder / f"{experiment.name}.csv"
     runs = pd.DataFrame(read_records(path) or {"algorithm": [], "environment": [], "seed": [], "timesteps": [], "return": []})
-    if "wall_seconds" not in runs:
-        runs["wall_seconds"] = np.nan
-    runs["wall_seconds"] = pd.to_numeric(runs["wall_seconds"])  # empty for runs that were suspended meanwhile
+    for column in ("wall_seconds", "cpu_seconds"):  # empty for runs that were suspended meanwhile, and before it was recorded
+        runs[column] = pd.to_numeric(runs[column]) if column in runs else np.nan
+    runs["seconds"] = runs["cpu_seconds"].fillna(runs["wall_seconds"])
     runs = runs.astype({"seed": int, "timesteps": int, "return": float})
     wanted = list(experiment.methods), list(experiment.environments)
     runs = runs[runs.algorithm.isin(wanted[0]) & runs.environment.isin(wanted[1]) & runs.seed.isin(experiment.seeds)]

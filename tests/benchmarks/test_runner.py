@@ -92,20 +92,21 @@ def test_a_killed_run_continues_from_its_checkpoint(algorithm, tmp_path, monkeyp
     assert seen == [192, 256]
     rows = read(run)
     assert [row["timesteps"] for row in rows] == ["64", "128", "192", "256", "320"]
-    kept = np.mean([episode_return for step, episode_return, _ in episodes if step <= 64])
+    kept = np.mean([episode_return for step, episode_return, *_ in episodes if step <= 64])
     assert float(rows[0]["return"]) == pytest.approx(kept, rel=1e-5)
-    assert float(rows[-1]["wall_seconds"]) > seconds - 0.1
+    for column, before in zip(("wall_seconds", "cpu_seconds"), seconds, strict=True):
+        assert float(rows[-1][column]) > before - 0.1
 
 
 def test_a_checkpoint_brings_back_model_statistics_and_generators(tmp_path):
     run = make_run(tmp_path)
     run.folder.mkdir(parents=True)
     model = make_model(TINY, "WNPG", REGULATOR, 0).learn(128)
-    runner.save_checkpoint(run.folder / "checkpoint", model, [(8, -1.0, 0.5)], 2.0)
+    runner.save_checkpoint(run.folder / "checkpoint", model, [(8, -1.0, 0.5, 0.4)], (2.0, 1.5))
     expected_draw = torch.rand(3)
     restored, episodes, seconds = runner.load_checkpoint(run.folder / "checkpoint", run)
     torch.testing.assert_close(torch.rand(3), expected_draw, rtol=0, atol=0)
-    assert (episodes, seconds) == ([(8, -1.0, 0.5)], 2.0)
+    assert (episodes, seconds) == ([(8, -1.0, 0.5, 0.4)], (2.0, 1.5))
     for name, value in model.policy.state_dict().items():
         torch.testing.assert_close(restored.policy.state_dict()[name], value, rtol=0, atol=0)
     np.testing.assert_array_equal(restored.get_vec_normalize_env().obs_rms.mean, model.get_vec_normalize_env().obs_rms.mean)
@@ -121,9 +122,9 @@ def test_returns_are_those_of_the_monitor_but_not_rounded(tmp_path):
 
     run = make_run(tmp_path)
     run.folder.mkdir(parents=True)
-    callback = Spy(run, [], 0.0, float("inf"), 10)
+    callback = Spy(run, [], (0.0, 0.0), float("inf"), 10)
     make_model(TINY, "WNPG", REGULATOR, 0).learn(128, callback=callback)
-    returns = [episode_return for _, episode_return, _ in callback.episodes]
+    returns = [episode_return for _, episode_return, *_ in callback.episodes]
     np.testing.assert_allclose(returns, monitored, rtol=1e-5)
     assert any(round(value, 6) != value for value in returns)
 
@@ -148,7 +149,7 @@ def test_a_run_pauses_at_the_deadline_and_continues(tmp_path, monkeypatch):
     # the clock jumps ahead at the third rollout
     clock = iter([0.0, 0.0, 0.0, 100.0])
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "time", SimpleNamespace(time=lambda: next(clock), perf_counter=time.perf_counter))
+        patch.setattr(runner, "time", SimpleNamespace(**{**vars(time), "time": lambda: next(clock)}))
         assert train(run, deadline=50.0) == PAUSED
     assert not run.csv.exists()
     assert runner.load_checkpoint(run.folder / "checkpoint", run)[0].num_timesteps == 128
