@@ -15,7 +15,7 @@ test:
 	python -m pytest -n 2
 
 docs:
-	python -m sphinx -W -q -b html docs docs/_build/html
+	python -m sphinx -W -q -E -b html docs docs/_build/html
 
 peers:
 	python tests/peers.py

@@ -152,7 +152,7 @@ def sample_evolution_strategy_params(
         "learning_rate": trial.suggest_float("learning_rate", 0.003, 0.3, log=True),
         "n_delta": trial.suggest_int("n_delta", 10, 100, log=True),
         "delta_std": trial.suggest_float("delta_std", 0.01, 0.3, log=True),
-        "fitness_shaping": trial.suggest_categorical("fitness_shaping", ["standardize", "centered_rank"]),
+        "fitness_shaping": trial.suggest_categorical("fitness_shaping", ["standardize", "centered_rank", "utility"]),
     }
     if algo in ("wnes", "bgwnes"):
         sampled["natural_coef"] = trial.suggest_float("natural_coef", -1.5, 1.0)

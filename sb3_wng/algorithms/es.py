@@ -30,8 +30,8 @@ class ES(EvolutionStrategy):
     :param n_delta: Antithetic pairs of perturbations per iteration: ``2 * n_delta * n_episodes + 1`` episodes
     :param delta_std: Standard deviation of the perturbations, a float or a schedule; usually 0.02 to 0.2
     :param fitness_shaping: ``"standardize"``: returns of mean 0 and variance 1 over the iteration.
-        ``"centered_rank"``: their ranks in [-.5, .5], where some are extreme. ``"none"``: as they are. Bonuses are
-        shaped like the returns
+        ``"centered_rank"``: their ranks in [-.5, .5], where some are extreme. ``"utility"``: logarithms of ranks,
+        of which the best few decide (NES). ``"none"``: as they are. Bonuses are shaped like the returns
     :param weight_decay: Decoupled from the optimiser, as in AdamW: parameters shrink by ``learning_rate *
         weight_decay`` per iteration
     :param max_grad_norm: Largest norm of the direction handed to the optimiser, in units of sqrt(number of parameters)

@@ -8,7 +8,7 @@ import torch as th
 
 from sb3_wng.geometry import damped_solve
 
-FITNESS_SHAPINGS = ("centered_rank", "standardize", "none")
+FITNESS_SHAPINGS = ("centered_rank", "standardize", "utility", "none")
 
 
 def shape_fitness(values: th.Tensor, shaping: str) -> th.Tensor:
@@ -16,7 +16,7 @@ def shape_fitness(values: th.Tensor, shaping: str) -> th.Tensor:
 
     :param values: returns or bonuses, finite
     :param shaping: ``"centered_rank"``: ranks in [-.5, .5], equal for equal values. ``"standardize"``: mean 0, variance 1
-        (zeros if all are equal). ``"none"``: as they are
+        (zeros if all are equal). ``"utility"``: :func:`utilities`. ``"none"``: as they are
     :raises ValueError: for another shaping
     """
     if shaping == "centered_rank":
@@ -27,6 +27,8 @@ def shape_fitness(values: th.Tensor, shaping: str) -> th.Tensor:
         # rounding alone spreads equal values by some units in the last place
         is_flat = std <= 1e-7 * values.abs().max()
         return th.zeros_like(values) if is_flat else deviation / std
+    if shaping == "utility":
+        return utilities(values)
     if shaping == "none":
         return values
     raise ValueError(f"fitness_shaping must be one of {', '.join(map(repr, FITNESS_SHAPINGS))}, got {shaping!r}")
@@ -37,6 +39,20 @@ def centered_ranks(values: th.Tensor) -> th.Tensor:
     _, inverse, counts = th.unique(values, return_inverse=True, return_counts=True)
     mean_ranks = counts.cumsum(0) - 0.5 * (counts + 1)
     return (mean_ranks[inverse] / max(len(values) - 1, 1) - 0.5).to(values.dtype)
+
+
+def utilities(values: th.Tensor) -> th.Tensor:
+    """Logarithms of ranks, of mean 0 and variance 1: the best few count most, the worse half alike; shape (n,).
+
+    Equal values share the mean of their utilities. Wierstra et al. (2014), Natural evolution strategies, section 3.1.
+    """
+    n = len(values)
+    best_last = (math.log(n / 2 + 1) - th.arange(n, 0, -1, dtype=th.float64).log()).clamp_min(0)
+    best_last = best_last - best_last.mean()
+    best_last = best_last / best_last.square().mean().sqrt()
+    _, inverse, counts = th.unique(values, return_inverse=True, return_counts=True)
+    means = th.stack([shared.mean() for shared in best_last.split(counts.tolist())])
+    return means[inverse].to(values.dtype)
 
 
 def antithetic_gradient(fitness: th.Tensor, noise: th.Tensor, delta_std: float) -> th.Tensor:

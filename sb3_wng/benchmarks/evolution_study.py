@@ -131,7 +131,13 @@ class Study:
     behavior: dict[str, Any]
 
 
-FADING = {"wasserstein_coef": LinearSchedule(-0.75, 0.0, 1.0)}
+FADING = {"wasserstein_coef": LinearSchedule(-0.3, 0.0, 0.3)}
+# What every method of "ours" has: the best few candidates decide, observations have unit variance, steps become small
+OURS = {
+    "fitness_shaping": "utility",
+    "normalize_observations": True,
+    "learning_rate": LinearSchedule(0.1, 0.02, 1.0),
+}
 RELEASED = {"wasserstein_coef": -1.0, "n_previous": 2}  # beta = 0.5
 POINT_WALL = Study(
     "PointWall-v0",
@@ -140,13 +146,17 @@ POINT_WALL = Study(
         "ES, clipped": Method(ES, {"max_grad_norm": CLIP}),
         "WNES": Method(WNES, {"natural_coef": 1.0}),
         "WNES, -1.3": Method(WNES, {"natural_coef": -1.3}),
-        "BGES": Method(BGES, FADING),
-        "BGES, constant": Method(BGES),
-        "BGES, squared raw cost": Method(BGES, {"saturation": None}),
-        "BGWNES": Method(BGWNES, FADING),
+        "BGES, 0.5": Method(BGES, {"wasserstein_coef": -1.0}),
+        "BGES, 0.75": Method(BGES, {"wasserstein_coef": -3.0}),
+        "BGWNES": Method(BGWNES, {"wasserstein_coef": -1.0}),
         "NSRES": Method(NSRES),
         "ES, published noise": Method(ES, {"delta_std": PUBLISHED_NOISE}),
         "released score, published noise": Method(BGES, {**RELEASED, "delta_std": PUBLISHED_NOISE}, is_released=True),
+        "ES, ours": Method(ES, OURS),
+        "WNES, ours": Method(WNES, OURS),
+        "BGES, ours": Method(BGES, {**OURS, **FADING}),
+        "BGWNES, ours": Method(BGWNES, {**OURS, **FADING}),
+        "NSRES, ours": Method(NSRES, OURS),
     },
     n_iterations=100,
     escape_return=-650.0,

@@ -45,6 +45,25 @@ def grid_table(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(table, orient="index", columns=columns)
 
 
+def gaits_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Pairs of gaits by returns and by how far apart they are; single policies are those of independent pairs."""
+    returns = rows[["return_0", "return_1"]]
+    single = returns[rows.algorithm == "independent"].to_numpy().mean()
+    table = {}
+    for name, group in rows.assign(mean=returns.mean(axis=1), worst=returns.min(axis=1)).groupby("algorithm", sort=False):
+        both = ((group.worst >= 0.9 * single).sum(), (group["mean"] >= 0.9 * single).sum())
+        table[name] = {
+            "return, mean": number(group["mean"].mean()),
+            "of the worse policy": number(group.worst.mean()),
+            "both reach 90 % of a single policy": f"{both[0]} of {len(group)} pairs",
+            "their mean does": f"{both[1]} of {len(group)} pairs",
+            "distance, median": f"{group.distance.median():.1f}",
+            "smallest to largest": f"{group.distance.min():.1f} to {group.distance.max():.1f}",
+            "CPU seconds": number(group.cpu_seconds.mean()),
+        }
+    return pd.DataFrame.from_dict(table, orient="index")
+
+
 def _second_best() -> float:
     return route_return(cheapest_route(avoid=cheapest_route()[1:-1]))
 
@@ -52,11 +71,18 @@ def _second_best() -> float:
 def section(folder: Path) -> str:
     """Text and tables; the empty text while there are no numbers."""
     parts = []
-    goals, grid = folder / "multipolicy_goals.csv", folder / "multipolicy_grid.csv"
+    goals, grid, gaits = (folder / f"multipolicy_{name}.csv" for name in ("goals", "grid", "gaits"))
     if goals.exists():
         parts.append(f"### Two goals in a plane, and four\n\n{markdown(goals_table(pd.read_csv(goals)))}")
     if (folder / "multipolicy_paths.csv").exists():
         parts.append("![Paths of two policies that repel each other, and their potentials](two_goals.png)")
+    if gaits.exists():
+        text = (
+            "`python -m sb3_wng.benchmarks.gait_study`: two policies on HalfCheetahBullet, 200,000 steps each, repelled by "
+            "posture and by which feet touch the ground. A single policy's return is the mean over the independent ones. "
+            "Distances are $W_2^2$ between windows of 32 steps, relative to how much one policy's windows vary."
+        )
+        parts.append(f"### Two gaits of one robot\n\n{text}\n\n{markdown(gaits_table(pd.read_csv(gaits)))}")
     if grid.exists():
         text = (
             f"Runs whose greedy policy gets {_second_best():.0f} or more (the best is {route_return(cheapest_route()):.0f}), "

@@ -1,5 +1,7 @@
 """Evolution strategies: the estimate, the loop's promises, and what every slot adds."""
 
+import math
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -85,9 +87,20 @@ def test_equal_values_share_their_rank():
     torch.testing.assert_close(ranks, torch.tensor([0.0, -0.375, -0.375, 0.375, 0.375]))
 
 
-@pytest.mark.parametrize("shaping", ["centered_rank", "standardize"])
+def test_utilities_are_logarithms_of_ranks_of_which_the_worse_half_counts_alike():
+    values = torch.tensor([3.0, -50.0, 1.0, 900.0, 7.0, 2.0])
+    raw = torch.tensor([math.log(4 / 3), 0, 0, math.log(4), math.log(2), 0])  # ranks 3, 6, 5, 1, 2, 4 of 6
+    expected = (raw - raw.mean()) / raw.std(correction=0)
+    torch.testing.assert_close(shape_fitness(values, "utility"), expected)
+    torch.testing.assert_close(shape_fitness(values.exp().clamp(max=1e30), "utility"), expected)
+    tied = shape_fitness(torch.tensor([3.0, -50.0, 1.0, 900.0, 900.0, 2.0]), "utility")
+    torch.testing.assert_close(tied[3:5], expected[3:5].mean().expand(2))
+    torch.testing.assert_close(tied.mean(), torch.tensor(0.0))
+
+
+@pytest.mark.parametrize("shaping", ["centered_rank", "standardize", "utility"])
 def test_equal_returns_move_nothing(shaping):
-    assert torch.equal(shape_fitness(torch.full((6,), 123.4), shaping), torch.zeros(6))
+    torch.testing.assert_close(shape_fitness(torch.full((6,), 123.4), shaping), torch.zeros(6), rtol=0, atol=1e-7)
 
 
 def test_clipping_is_in_units_of_noise_and_size():

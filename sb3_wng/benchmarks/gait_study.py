@@ -1,0 +1,173 @@
+"""Two gaits of one robot: ``python -m sb3_wng.benchmarks.gait_study [--seeds 0 1 ...] [--jobs 1]``.
+
+Pairs of policies learn to run on ``HalfCheetahBulletEnv-v0``, each on 200,000 steps: independent of each other, or repelled by
+posture and by which feet touch the ground (:func:`gait`). The settings are those of WNPG in ``zoo_hyperparams/``; the
+coefficient was chosen on other seeds. A run that is in the output file is not repeated.
+
+Columns: ``return_0``, ``return_1``: mean return of noise-free episodes. ``distance``: squared Wasserstein-2 distance between
+both policies' windows of 32 steps, in units of the variance of one policy's (exact, :data:`N_WINDOWS` of each); ``feet_0``,
+``feet_1``: how much of the time each foot touches the ground.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_wng.behavior import Trajectories, Trajectory, collect_trajectories, make_embedding, spread
+from sb3_wng.behavior.callbacks import squared_wasserstein_distance
+from sb3_wng.benchmarks.experiments import register_environments, shipped_hyperparameters
+from sb3_wng.benchmarks.records import append_records, read_records
+from sb3_wng.population import WassersteinPopulation
+
+ENVIRONMENT = "HalfCheetahBulletEnv-v0"
+N_STEPS = 200_000  # of each policy
+N_EPISODES = 10
+N_WINDOWS = 128
+N_FRAMES = 8
+FRAME_INTERVAL = 4  # steps of 1/60 s
+COEFFICIENTS = {"independent": 0.0, "repelled": -0.3}
+PITCH, JOINTS, FEET = 7, slice(8, 20, 2), slice(20, 26)  # of the robot's observation; joints: angles without their speeds
+
+
+def gait(trajectory: Trajectory) -> torch.Tensor:
+    """Mean pitch, joint angles and contacts of the feet over a window, shape (13,)."""
+    seen = trajectory.observations
+    return torch.cat([part.mean(dim=0) for part in (seen[:, PITCH, None], seen[:, JOINTS], seen[:, FEET])])
+
+
+def make_model(name: str, seed: int) -> WassersteinPopulation:
+    register_environments()
+    arguments = shipped_hyperparameters("wnpg", ENVIRONMENT)
+    n_envs, shared = 2 * arguments.pop("n_envs"), ("n_steps", "gamma", "gae_lambda")
+    arguments.pop("normalize")
+    return WassersteinPopulation(
+        "MlpPolicy",
+        VecNormalize(make_vec_env(ENVIRONMENT, n_envs, seed=seed), gamma=arguments["gamma"]),
+        "wnpg",
+        n_policies=2,
+        wasserstein_coef=COEFFICIENTS[name],
+        embedding=gait,
+        **{key: arguments.pop(key) for key in shared},
+        algorithm_kwargs=arguments,
+        seed=seed,
+        device="cpu",
+    )
+
+
+def measure(model: WassersteinPopulation) -> dict[str, object]:
+    """What the two policies do without noise."""
+    env = model.get_env()
+    assert isinstance(env, VecNormalize)
+    env.training, env.norm_reward = False, False
+    policies = [particle.learner for particle in model.particles]
+    returns = [evaluate_policy(policy, env, N_EPISODES)[0] for policy in policies]
+    windows = [collect_trajectories(policy, env, 32 * N_WINDOWS, deterministic=True) for policy in policies]
+    points = [make_embedding(gait)(part).double()[:N_WINDOWS] for part in windows]
+    unit = np.mean([spread(part) for part in points])
+    return {
+        **{f"return_{i}": f"{value:.1f}" for i, value in enumerate(returns)},
+        "distance": f"{squared_wasserstein_distance(*points) / unit:.3f}",
+        **{f"feet_{i}": " ".join(f"{share:.2f}" for share in contacts(part)) for i, part in enumerate(windows)},
+    }
+
+
+def contacts(windows: Trajectories) -> NDArray[np.float64]:
+    """Share of the time that each foot touches the ground, shape (6,)."""
+    return np.asarray(windows.observations[windows.mask][:, FEET].double().mean(dim=0))
+
+
+def run(seed: int, name: str, folder: Path) -> None:
+    """Train a pair, keep it under ``folder/gaits``, and add its record to the file."""
+    torch.set_num_threads(1)
+    model = make_model(name, seed)
+    start = time.process_time()
+    model.learn(2 * N_STEPS, log_interval=10**9)
+    seconds = time.process_time() - start
+    saved = folder / "gaits" / f"{name}-{seed}"
+    model.save(saved)
+    model.get_vec_normalize_env().save(f"{saved}-statistics.pkl")  # type: ignore[union-attr]
+    record = {
+        "experiment": "gaits",
+        "algorithm": name,
+        "environment": ENVIRONMENT,
+        "seed": seed,
+        "timesteps": model.num_timesteps,
+        **measure(model),
+        "cpu_seconds": f"{seconds:.1f}",
+    }
+    append_records(folder / "multipolicy_gaits.csv", [record])
+    print(name, seed, record["return_0"], record["return_1"], record["distance"], flush=True)
+
+
+def film_strip(saved: Path, after: int = 200) -> NDArray[np.uint8]:
+    """Both policies of a saved pair, one above the other, in frames side by side: shape (height, width, 3).
+
+    :param after: steps before the first frame, in which the robot gets up to speed
+    """
+    register_environments()
+    env = VecNormalize.load(
+        f"{saved}-statistics.pkl", make_vec_env(ENVIRONMENT, 1, seed=0, env_kwargs={"render_mode": "rgb_array"})
+    )
+    env.training = False
+    model = WassersteinPopulation.load(saved, device="cpu")
+    rows = []
+    for policy in range(2):
+        frames: list[NDArray[np.uint8]] = []
+        observations: Any = env.reset()
+        for step in range(after + N_FRAMES * FRAME_INTERVAL):
+            actions, _ = model.predict(observations, particle=policy, deterministic=True)
+            observations, *_ = env.step(actions)
+            if step >= after and (step - after) % FRAME_INTERVAL == 0:
+                frames.append(_crop(env.render()))
+        rows.append(np.concatenate(frames, axis=1))
+    env.close()
+    return np.concatenate(rows)
+
+
+def _crop(frame: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+    """The middle of a frame, where the robot is."""
+    assert frame is not None
+    height, width, _ = frame.shape
+    return frame[height // 5 : -height // 5, width // 4 : -width // 4]
+
+
+def draw(saved: Path, path: Path) -> None:
+    """Write the film strip of a saved pair."""
+    import matplotlib.image
+
+    matplotlib.image.imsave(path, film_strip(saved))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--folder", type=Path, default=Path("docs/benchmarks"))
+    parser.add_argument("--film", metavar="SEED", type=int, help="draw a trained pair instead")
+    arguments = parser.parse_args()
+    if arguments.film is not None:
+        draw(arguments.folder / "gaits" / f"repelled-{arguments.film}", arguments.folder / f"gaits-{arguments.film}.png")
+        return
+    done = {(row["algorithm"], int(row["seed"])) for row in read_records(arguments.folder / "multipolicy_gaits.csv")}
+    pending = [(seed, name) for seed in arguments.seeds for name in COEFFICIENTS if (name, seed) not in done]
+    train = partial(run, folder=arguments.folder)
+    with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for future in [pool.submit(train, *key) for key in pending]:
+            future.result()
+
+
+if __name__ == "__main__":
+    main()

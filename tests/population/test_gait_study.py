@@ -1,0 +1,67 @@
+"""Pairs are trained as the shipped settings say, what they do is measured, and it can be drawn from what was saved."""
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("pybullet_envs_gymnasium")
+pytest.importorskip("pandas")
+
+import pandas as pd
+
+from sb3_wng.behavior import Trajectory
+from sb3_wng.benchmarks import gait_study
+from sb3_wng.benchmarks.multipolicy_report import gaits_table
+
+
+def test_a_gait_is_posture_and_contacts():
+    seen = torch.zeros(4, 26)
+    seen[:, 7], seen[:, 8:20:2], seen[:, 9:20:2] = 0.5, torch.arange(6.0), 100.0
+    seen[:2, 20:26] = 1.0
+    point = gait_study.gait(Trajectory(seen, torch.zeros(4, 6), torch.zeros(4)))
+    torch.testing.assert_close(point, torch.tensor([0.5, 0, 1, 2, 3, 4, 5, *[0.5] * 6]))
+
+
+def test_a_pair_is_trained_measured_and_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(gait_study, "N_STEPS", 1024)
+    monkeypatch.setattr(gait_study, "N_EPISODES", 1)
+    monkeypatch.setattr(gait_study, "N_WINDOWS", 8)
+    gait_study.run(3, "repelled", tmp_path)
+    (row,) = pd.read_csv(tmp_path / "multipolicy_gaits.csv").itertuples()
+    assert (row.algorithm, row.seed, row.timesteps) == ("repelled", 3, 2048)
+    assert row.distance > 0
+    assert row.return_0 != row.return_1
+    shares = np.array([row.feet_0.split(), row.feet_1.split()], dtype=float)
+    assert shares.shape == (2, 6)
+    assert ((shares >= 0) & (shares <= 1)).all()
+    assert (shares > 0).any()
+    strip = gait_study.film_strip(tmp_path / "gaits" / "repelled-3", after=0)
+    height, width, _ = strip.shape
+    assert width % gait_study.N_FRAMES == height % 2 == 0
+    assert (strip[: height // 2] != strip[height // 2 :]).any()
+
+
+def test_settings_are_wnpgs():
+    model = gait_study.make_model("independent", 0)
+    assert (model.n_envs, model.n_steps) == (4, 512)
+    learner = model.particles[0].learner
+    assert (learner.target_kl, learner.target_distance, learner.n_critic_updates) == (0.06, 0.02, 20)
+    assert model.wasserstein_coef == 0
+    assert gait_study.make_model("repelled", 0).wasserstein_coef < 0
+
+
+def test_pairs_are_judged_by_the_single_policies():
+    rows = pd.DataFrame(
+        {
+            "algorithm": ["independent"] * 2 + ["repelled"] * 2,
+            "return_0": [1000, 1200, 1000, 880],
+            "return_1": [800, 1000, 900, 2000],
+            "distance": [1.0, 2.0, 8.0, 4.0],
+            "cpu_seconds": 1.0,
+        }
+    )
+    table = gaits_table(rows)  # a single policy gets 1000
+    assert table.loc["independent", "both reach 90 % of a single policy"] == "1 of 2 pairs"
+    assert table.loc["repelled", "both reach 90 % of a single policy"] == "1 of 2 pairs"
+    assert table.loc["repelled", "their mean does"] == "2 of 2 pairs"
+    assert table.loc["repelled", "distance, median"] == "6.0"
