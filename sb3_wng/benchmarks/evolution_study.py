@@ -157,6 +157,8 @@ POINT_WALL = Study(
         "BGES, ours": Method(BGES, {**OURS, **FADING}),
         "BGWNES, ours": Method(BGWNES, {**OURS, **FADING}),
         "NSRES, ours": Method(NSRES, OURS),
+        "ES, utilities alone": Method(ES, {"fitness_shaping": "utility"}),
+        "ES, normalised alone": Method(ES, {"normalize_observations": True}),
     },
     n_iterations=100,
     escape_return=-650.0,

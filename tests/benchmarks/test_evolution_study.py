@@ -55,15 +55,15 @@ def test_all_methods_can_be_built():
 def test_escapes_are_counted_from_the_last_ten_policies():
     rows = [
         {"algorithm": name, "seed": seed, "timesteps": step, "return": value}
-        for name, last in (("ES", [-780, -780, -560, -780]), ("BGES", [-560] * 4))
+        for name, last in (("ES", [-780, -780, -560, -780]), ("BGWNES", [-560] * 4))
         for seed, end in enumerate(last)
         for step, value in ((1, -100), (2, end - 10), (3, end + 10))
     ]
     finals = evolution_report.final_returns(pd.DataFrame(rows))
     table = evolution_report.results_table(finals, POINT_WALL)
     assert table.loc["ES", "escaped"] == "1/4 [0.05, 0.70]"  # Wilson's interval, as tabulated
-    assert table.loc["BGES", "escaped"] == "4/4 [0.51, 1.00]"
-    assert table.loc["BGES", "against ES, p"] == "0.14"  # 2 * (4 choose 1) * (4 choose 4) / (8 choose 5)
+    assert table.loc["BGWNES", "escaped"] == "4/4 [0.51, 1.00]"
+    assert table.loc["BGWNES", "against ES, p"] == "0.14"  # 2 * (4 choose 1) * (4 choose 4) / (8 choose 5)
     assert table.loc["ES", "mean return"].startswith("-725 ")
 
 
