@@ -80,6 +80,7 @@ def section(folder: Path) -> str:
             "colours can differ from the count). Rates with Wilson's 95 % interval and Fisher's exact test "
             "against ES (two-sided, not corrected for the number of methods), mean returns with a 95 % bootstrap interval."
         )
+        text = f"{text} {study.notes}".rstrip()
         figures = f"![Paths of the last policies]({key}_paths.png)\n\n![Learning curves]({key}.png)"
         parts.append(f"## {title}\n\n{text}\n\n{markdown(table)}\n\n{figures}\n")
     return "\n".join(parts)
