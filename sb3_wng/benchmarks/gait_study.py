@@ -86,7 +86,7 @@ def measure(model: WassersteinPopulation) -> dict[str, object]:
 
 def contacts(windows: Trajectories) -> NDArray[np.float64]:
     """Share of the time that each foot touches the ground, shape (6,)."""
-    return np.asarray(windows.observations[windows.mask][:, FEET].double().mean(dim=0))
+    return np.asarray(windows.observations[windows.mask][:, FEET].double().mean(dim=0).clamp(0, 1))  # less rounding
 
 
 def run(seed: int, name: str, folder: Path) -> None:
