@@ -1,12 +1,12 @@
 """Two gaits of one robot: ``python -m sb3_wng.benchmarks.gait_study [--seeds 0 1 ...] [--jobs 1]``.
 
 Pairs of policies learn to run on ``HalfCheetahBulletEnv-v0``, each on 200,000 steps: independent of each other, or repelled by
-posture and by which feet touch the ground (:func:`gait`). The settings are those of WNPG in ``zoo_hyperparams/``; the
+pitch and by which foot touches the ground (:func:`gait`). The settings are those of WNPG in ``zoo_hyperparams/``; the
 coefficient was chosen on other seeds. A run that is in the output file is not repeated.
 
 Columns: ``return_0``, ``return_1``: mean return of noise-free episodes. ``distance``: squared Wasserstein-2 distance between
-both policies' windows of 32 steps, in units of the variance of one policy's (exact, :data:`N_WINDOWS` of each); ``feet_0``,
-``feet_1``: how much of the time each foot touches the ground.
+both policies' windows of 32 steps, in units of the variance of one policy's (exact, :data:`N_WINDOWS` of each); ``gait_0``,
+``gait_1``: mean pitch (rad), and how much of the time the front and the hind foot touch the ground.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_wng.behavior import Trajectories, Trajectory, collect_trajectories, make_embedding, spread
+from sb3_wng.behavior import Trajectory, collect_trajectories, make_embedding, spread
 from sb3_wng.behavior.callbacks import squared_wasserstein_distance
 from sb3_wng.benchmarks.experiments import register_environments, shipped_hyperparameters
 from sb3_wng.benchmarks.records import append_records, read_records
@@ -38,14 +38,13 @@ N_EPISODES = 10
 N_WINDOWS = 128
 N_FRAMES = 8
 FRAME_INTERVAL = 4  # steps of 1/60 s
-COEFFICIENTS = {"independent": 0.0, "repelled": -0.3}
-PITCH, JOINTS, FEET = 7, slice(8, 20, 2), slice(20, 26)  # of the robot's observation; joints: angles without their speeds
+COEFFICIENTS = {"independent": 0.0, "repelled": -1.0}
+PITCH, FRONT, HIND = 7, 20, 23  # of the robot's observation: an angle, and whether the feet touch the ground
 
 
 def gait(trajectory: Trajectory) -> torch.Tensor:
-    """Mean pitch, joint angles and contacts of the feet over a window, shape (13,)."""
-    seen = trajectory.observations
-    return torch.cat([part.mean(dim=0) for part in (seen[:, PITCH, None], seen[:, JOINTS], seen[:, FEET])])
+    """Mean pitch, and how much of a window the front and the hind foot touch the ground; shape (3,)."""
+    return trajectory.observations[:, [PITCH, FRONT, HIND]].mean(dim=0)
 
 
 def make_model(name: str, seed: int) -> WassersteinPopulation:
@@ -80,13 +79,8 @@ def measure(model: WassersteinPopulation) -> dict[str, object]:
     return {
         **{f"return_{i}": f"{value:.1f}" for i, value in enumerate(returns)},
         "distance": f"{squared_wasserstein_distance(*points) / unit:.3f}",
-        **{f"feet_{i}": " ".join(f"{share:.2f}" for share in contacts(part)) for i, part in enumerate(windows)},
+        **{f"gait_{i}": " ".join(f"{value:.2f}" for value in part.mean(dim=0).tolist()) for i, part in enumerate(points)},
     }
-
-
-def contacts(windows: Trajectories) -> NDArray[np.float64]:
-    """Share of the time that each foot touches the ground, shape (6,)."""
-    return np.asarray(windows.observations[windows.mask][:, FEET].double().mean(dim=0).clamp(0, 1))  # less rounding
 
 
 def run(seed: int, name: str, folder: Path) -> None:
