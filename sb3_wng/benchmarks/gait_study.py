@@ -1,7 +1,7 @@
 """Two gaits of one robot: ``python -m sb3_wng.benchmarks.gait_study [--seeds 0 1 ...] [--jobs 1]``.
 
 Pairs of policies learn to run on ``HalfCheetahBulletEnv-v0``, each on 200,000 steps: independent of each other, or repelled by
-pitch and by which foot touches the ground (:func:`gait`). The settings are those of WNPG in ``zoo_hyperparams/``; the
+posture and by which feet touch the ground (:func:`gait`). The settings are those of WNPG in ``zoo_hyperparams/``; the
 coefficient was chosen on other seeds. A run that is in the output file is not repeated.
 
 Columns: ``return_0``, ``return_1``: mean return of noise-free episodes. ``distance``: squared Wasserstein-2 distance between
@@ -26,7 +26,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_wng.behavior import Trajectory, collect_trajectories, make_embedding, spread
+from sb3_wng.behavior import Trajectories, Trajectory, collect_trajectories, make_embedding, spread
 from sb3_wng.behavior.callbacks import squared_wasserstein_distance
 from sb3_wng.benchmarks.experiments import register_environments, shipped_hyperparameters
 from sb3_wng.benchmarks.records import append_records, read_records
@@ -39,12 +39,19 @@ N_WINDOWS = 128
 N_FRAMES = 8
 FRAME_INTERVAL = 4  # steps of 1/60 s
 COEFFICIENTS = {"independent": 0.0, "repelled": -1.0}
-PITCH, FRONT, HIND = 7, 20, 23  # of the robot's observation: an angle, and whether the feet touch the ground
+# Of the robot's observation: pitch and joints are angles (rad), the rest says what touches the ground
+PITCH, JOINTS, CONTACTS, FRONT, HIND = [7], list(range(8, 20, 2)), list(range(20, 26)), 20, 23
 
 
 def gait(trajectory: Trajectory) -> torch.Tensor:
-    """Mean pitch, and how much of a window the front and the hind foot touch the ground; shape (3,)."""
-    return trajectory.observations[:, [PITCH, FRONT, HIND]].mean(dim=0)
+    """Mean pitch and joint angles, and how much of a window each part of the legs touches the ground; shape (13,)."""
+    return trajectory.observations[:, PITCH + JOINTS + CONTACTS].mean(dim=0)
+
+
+def summary(windows: Trajectories) -> str:
+    """Mean pitch (rad), and how much of the time the front and the hind foot touch the ground."""
+    means = windows.observations[windows.mask][:, [*PITCH, FRONT, HIND]].mean(dim=0)
+    return " ".join(f"{value:.2f}" for value in means.tolist())
 
 
 def make_model(name: str, seed: int) -> WassersteinPopulation:
@@ -79,7 +86,7 @@ def measure(model: WassersteinPopulation) -> dict[str, object]:
     return {
         **{f"return_{i}": f"{value:.1f}" for i, value in enumerate(returns)},
         "distance": f"{squared_wasserstein_distance(*points) / unit:.3f}",
-        **{f"gait_{i}": " ".join(f"{value:.2f}" for value in part.mean(dim=0).tolist()) for i, part in enumerate(points)},
+        **{f"gait_{i}": summary(part) for i, part in enumerate(windows)},
     }
 
 

@@ -15,15 +15,16 @@ from sb3_wng.benchmarks import gait_study
 from sb3_wng.benchmarks.multipolicy_report import gaits_table
 
 
-def test_a_gait_is_pitch_and_contacts_of_the_feet():
+def test_a_gait_is_posture_and_contacts():
     env = gymnasium.make(gait_study.ENVIRONMENT)
     env.reset()
     robot = env.unwrapped.robot
     assert [robot.foot_list[index - 20] for index in (gait_study.FRONT, gait_study.HIND)] == ["ffoot", "bfoot"]
-    seen = torch.full((4, 26), 100.0)
-    seen[:, 7], seen[:, [20, 23]] = 0.5, torch.tensor([[1.0, 0.0]] * 3 + [[0.0, 0.0]])
+    seen = torch.zeros(4, 26)
+    seen[:, 7], seen[:, 8:20:2], seen[:, 9:20:2] = 0.5, torch.arange(6.0), 100.0
+    seen[:3, 20] = 1.0
     point = gait_study.gait(Trajectory(seen, torch.zeros(4, 6), torch.zeros(4)))
-    torch.testing.assert_close(point, torch.tensor([0.5, 0.75, 0.0]))
+    torch.testing.assert_close(point, torch.tensor([0.5, 0, 1, 2, 3, 4, 5, 0.75, 0, 0, 0, 0, 0]))
 
 
 def test_a_pair_is_trained_measured_and_drawn(tmp_path, monkeypatch):
