@@ -98,12 +98,12 @@ def test_an_unfinished_cell_stays_empty_and_out_of_the_aggregates(tmp_path):
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=lambda e: e.name)
-def test_an_experiment_of_which_one_run_is_finished_shows_empty_cells(experiment, tmp_path):
+def test_an_experiment_of_which_one_run_is_finished_says_so(experiment, tmp_path):
     first = (next(iter(experiment.methods)), next(iter(experiment.environments)), experiment.seeds[0])
     keys = {(m, e, s) for m in experiment.methods for e in experiment.environments for s in experiment.seeds}
     text = write_fake(tmp_path, experiment, lambda *_: -1.0, skip=keys - {first})
-    row = next(line for line in text.splitlines() if line.startswith(f"| {first[0]} |"))
-    assert {part.strip() for part in row.split("|")[2:-1]} == {""}
+    assert f": 1 of {len(keys)} runs are finished" in text
+    assert "|" not in text
     report.draw_experiment(experiment, tmp_path)
     assert not list(tmp_path.glob("*.png"))
     assert ".png" not in text
