@@ -22,8 +22,8 @@ from sb3_wng.geometry import GaussianLaw
 BEST = 1.0
 RADIUS = 0.12
 N_STEPS = 12
-RATES = {"Euclidean (mean, log std)": 0.12, "Fisher": 0.12, "Wasserstein": 0.12}
-COLOURS = ("0.45", "tab:blue", "tab:red")
+RATE = 0.12
+COLOURS = {"Euclidean (mean, log std)": "0.45", "Fisher": "tab:blue", "Wasserstein": "tab:red"}
 
 
 def law(mean: float, std: float) -> GaussianLaw:
@@ -39,7 +39,7 @@ def metrics(mean: float, std: float) -> dict[str, np.ndarray]:
     """Each metric at a policy; networks give the logarithm of the standard deviation, whose change is d std / std."""
     here = law(mean, std)
     tensors = [np.diag([1.0, std**-2]), tensor(here.fisher_product), tensor(here.wasserstein_product)]
-    return dict(zip(RATES, tensors, strict=True))
+    return dict(zip(COLOURS, tensors, strict=True))
 
 
 def circle(mean: float, std: float, name: str) -> np.ndarray:
@@ -55,7 +55,7 @@ def path(name: str, mean: float, std: float) -> np.ndarray:
     for _ in range(N_STEPS):
         mean, std = points[-1]
         gradient = np.array([-2 * (mean - BEST), -2 * std])
-        step = RATES[name] * np.linalg.solve(metrics(mean, std)[name], gradient)
+        step = RATE * np.linalg.solve(metrics(mean, std)[name], gradient)
         points.append(np.array([mean + step[0], std * np.exp(step[1] / std)]))  # in log std, as networks move
     return np.array(points)
 
@@ -63,8 +63,9 @@ def path(name: str, mean: float, std: float) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--output", default="three_metrics.png")
+    output = parser.parse_args().output
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
-    for name, colour in zip(RATES, COLOURS, strict=True):
+    for name, colour in COLOURS.items():
         for mean in (-1.0, 0.0, 1.0):
             for std in (0.15, 0.45, 0.9):
                 left.plot(*circle(mean, std, name).T, color=colour, linewidth=1.4)
@@ -78,9 +79,8 @@ def main() -> None:
         axes.set(ylim=(0, 1.1), xlabel="mean of the action", ylabel="standard deviation")
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    path_to = parser.parse_args().output
-    figure.savefig(path_to, dpi=120)
-    print(f"Saved {path_to}")
+    figure.savefig(output, dpi=120)
+    print(f"Saved {output}")
 
 
 if __name__ == "__main__":

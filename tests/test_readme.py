@@ -1,4 +1,4 @@
-"""Every code block of the README and every Python block of the documentation runs."""
+"""Every code block of the README, every Python block of the documentation and every example runs."""
 
 import os
 import re
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -65,3 +66,24 @@ def test_the_training_command_ends_in_a_script_that_leaves_model_and_picture(tmp
     assert "mean return" in output
     for name in ("model.zip", "vecnormalize.pkl", "learning_curve.png"):
         assert (tmp_path / "run" / name).stat().st_size > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
+def test_every_example_says_what_it_takes(example, tmp_path):
+    assert "usage:" in run([sys.executable, str(ROOT / "examples" / example), "--help"], tmp_path)
+
+
+def test_the_picture_of_the_three_metrics_is_drawn(tmp_path):
+    run([sys.executable, str(ROOT / "examples" / "three_metrics.py"), "--output", "drawn.png"], tmp_path)
+    with Image.open(tmp_path / "drawn.png") as image:
+        assert image.width > 800
+
+
+@pytest.mark.slow
+def test_robots_like_and_unlike_another_are_trained_and_drawn(tmp_path):
+    pytest.importorskip("pybullet_envs_gymnasium")
+    script = str(ROOT / "examples" / "like_that_agent.py")
+    printed = run([sys.executable, script, "--steps", "2048", "--output", "drawn.png"], tmp_path)
+    assert all(f"{name:12} return" in printed for name in ("the agent", "attracted", "indifferent", "repelled"))
+    assert (tmp_path / "drawn.png").exists()

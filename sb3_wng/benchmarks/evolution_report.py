@@ -1,8 +1,7 @@
-"""Table and figures of the evolution strategies' study, from CSV files: ``python -m sb3_wng.benchmarks.evolution_report``."""
+"""Table and figures of the evolution strategies' study, from CSV files."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -142,13 +141,3 @@ def _grid(n: int) -> tuple[Figure, list[Axes]]:
     for lowest in axes[max(n - 3, 0) : n]:
         lowest.tick_params(labelbottom=True)
     return figure, axes[:n]
-
-
-def main() -> None:
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path("docs/benchmarks")
-    draw(folder)
-    print(section(folder))
-
-
-if __name__ == "__main__":
-    main()

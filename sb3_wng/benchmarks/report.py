@@ -10,7 +10,7 @@ import pandas as pd
 from sb3_wng.benchmarks import evolution_report, figures, multipolicy_report, penalty_cost, svpg_report, toy_report
 from sb3_wng.benchmarks.experiments import EXPERIMENTS, Experiment
 from sb3_wng.benchmarks.markdown import markdown, number
-from sb3_wng.benchmarks.records import read_records
+from sb3_wng.benchmarks.runner import finished
 from sb3_wng.benchmarks.scores import (
     CONSTANTS,
     MIN_PAIRS,
@@ -58,15 +58,14 @@ def interval(estimate: Estimate, digits: int = 2) -> str:
 
 def learning_section(experiment: Experiment, folder: Path) -> str:
     """Tables of one experiment, a sentence while no cell has all its seeds, nothing while there is no file of its runs."""
-    records = read_records(folder / f"{experiment.name}.csv")
-    if not records:
+    done = finished(folder / f"{experiment.name}.csv")
+    if not done:
         return ""
     title, command = experiment.name.replace("_", " ").capitalize(), f"python -m sb3_wng.benchmarks run {experiment.name}"
     runs = read_runs(folder, experiment)
     if runs.empty:
-        done = len({(row["algorithm"], row["environment"], row["seed"]) for row in records})
         n_runs = len(experiment.methods) * len(experiment.environments) * len(experiment.seeds)
-        return f"## {title}\n\n`{command}`: {done} of {n_runs} runs are finished, no cell has all its seeds yet.\n"
+        return f"## {title}\n\n`{command}`: {len(done)} of {n_runs} runs are finished, no cell has all its seeds yet.\n"
     steps = ", ".join(f"{figures.short(env)} {timesteps:,}" for env, timesteps in experiment.environments.items())
     parts = [
         f"## {title}",

@@ -1,8 +1,7 @@
-"""Tables and figures of the SVPG study, from its CSV files: ``python -m sb3_wng.benchmarks.svpg_report [FOLDER]``."""
+"""Tables and figures of the SVPG study, from its CSV files."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -139,13 +138,3 @@ def _draw_visitation(path: Path) -> None:
         axes.set(title=name, xlabel="position (m)", ylabel="angle (0 is upright)")
     figure.savefig(path.with_suffix(".png"), dpi=110)
     plt.close(figure)
-
-
-def main() -> None:
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path("docs/benchmarks")
-    draw(folder)
-    print(section(folder))
-
-
-if __name__ == "__main__":
-    main()

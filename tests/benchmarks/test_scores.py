@@ -94,6 +94,15 @@ def test_an_experiment_without_runs_is_empty(tmp_path):
     assert scores.read_runs(tmp_path, make_experiment()).empty
 
 
+def test_seconds_are_the_processors_where_they_were_recorded(tmp_path):
+    experiment = make_experiment()
+    rows = [row | ({"cpu_seconds": 0.5} if row["seed"] == 0 else {"wall_seconds": 7.0}) for row in make_rows(experiment)]
+    write_records(tmp_path / "two.csv", rows)
+    runs = scores.read_runs(tmp_path, experiment)
+    assert set(runs[runs.seed == 0].seconds) == {0.5}
+    assert set(runs[runs.seed != 0].seconds) == {7.0}
+
+
 def test_final_returns_are_of_the_last_tenth_and_areas_of_everything(tmp_path):
     experiment = make_experiment()
     write_records(tmp_path / "two.csv", make_rows(experiment))
