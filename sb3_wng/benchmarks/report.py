@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from sb3_wng.benchmarks import evolution_report, figures, multipolicy_report, penalty_cost, svpg_report, toy_report
@@ -19,12 +20,15 @@ from sb3_wng.benchmarks.scores import (
     interquartile_mean,
     mean,
     mean_returns,
+    minutes_to,
     paired_differences,
     read_constants,
     read_runs,
     samples,
     scores,
 )
+
+THRESHOLD = 0.5  # score by which methods' speed is compared, as Fig. 5 of arXiv 2010.05380 compares return per minute
 
 INTRODUCTION = """# Benchmarks
 
@@ -86,6 +90,11 @@ def learning_section(experiment: Experiment, folder: Path) -> str:
         ]
     if experiment.baselines:
         parts += score_parts(experiment, scores(runs, experiment, read_constants(folder)))
+        parts += [
+            f"Median minutes until returns reach a score of {THRESHOLD}, and in how many runs they do (*never*: in fewer than "
+            "half; runs that were suspended meanwhile have no clock and are left out):",
+            markdown(minutes_table(experiment, minutes_to(THRESHOLD, runs, experiment, read_constants(folder)))),
+        ]
     for published in experiment.published:
         parts += [f"Published, {published.source}:", published_table(experiment, published.returns)]
     parts += [f"![{caption}]({name}.png)" for name, caption in experiment_figures(experiment, runs).items()]
@@ -117,6 +126,15 @@ def returns_table(experiment: Experiment, values: pd.Series) -> pd.DataFrame:
         },
         index=list(experiment.methods),
     )
+
+
+def minutes_table(experiment: Experiment, minutes: pd.Series) -> pd.DataFrame:
+    """Median over seeds, and how many of them are finite, for all methods by all environments."""
+    table = pd.DataFrame("", index=list(experiment.methods), columns=list(experiment.environments))
+    for (method, environment), values in minutes.groupby(level=[0, 1]):
+        median = number(values.median()) if np.isfinite(values.median()) else "never"
+        table.loc[method, environment] = f"{median} ({np.isfinite(values).sum()}/{len(values)})"
+    return table.rename(columns=figures.short)
 
 
 def error_table(experiment: Experiment, runs: pd.DataFrame) -> str:

@@ -125,6 +125,22 @@ def scores(runs: pd.DataFrame, experiment: Experiment, constants: pd.DataFrame) 
     return ((returns - random) / (reference - random)).unstack(["algorithm", "environment"])
 
 
+def minutes_to(score: float, runs: pd.DataFrame, experiment: Experiment, constants: pd.DataFrame) -> pd.Series:
+    """Minutes until returns, averaged over a tenth of the steps, reach a score; inf for runs that never do, by algorithm,
+    environment and seed. Runs without a clock are left out.
+    """
+    window = max(experiment.n_bins // 10, 1)
+
+    def minutes(run: pd.DataFrame) -> float:
+        random, reference = constants.loc[run.name[1], ["random", "reference"]]
+        has_reached = run["return"].rolling(window).mean() >= random + score * (reference - random)
+        return float(run["seconds"][has_reached].min() / 60) if has_reached.any() else np.inf
+
+    timed = runs.dropna(subset="seconds")
+    groups = timed.groupby(["algorithm", "environment", "seed"], sort=False)[["return", "seconds"]]
+    return groups.apply(minutes) if len(timed) else pd.Series(dtype=float)
+
+
 def samples(table: pd.DataFrame, algorithm: str, experiment: Experiment) -> list[Array] | None:
     """An algorithm's scores on each environment in order of seeds; ``None`` while one is unfinished."""
     if any((algorithm, environment) not in table for environment in experiment.environments):

@@ -11,7 +11,13 @@ pytest.importorskip("pybullet_envs_gymnasium")
 from PIL import Image  # noqa: E402
 
 from sb3_wng.benchmarks import figures, report  # noqa: E402
-from sb3_wng.benchmarks.experiments import DETERMINISTIC_OPTIMUM, EXPERIMENTS, POLICY_GRADIENTS, Experiment  # noqa: E402
+from sb3_wng.benchmarks.experiments import (  # noqa: E402
+    DETERMINISTIC_OPTIMUM,
+    EXPERIMENTS,
+    PENDULUM,
+    POLICY_GRADIENTS,
+    Experiment,
+)
 from sb3_wng.benchmarks.records import write_records  # noqa: E402
 
 FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
@@ -87,13 +93,11 @@ def test_an_unfinished_cell_stays_empty_and_out_of_the_aggregates(tmp_path):
     environment = next(iter(POLICY_GRADIENTS.environments))
     skip = {("BGPG", environment, POLICY_GRADIENTS.seeds[-1])}
     text = write_fake(tmp_path, POLICY_GRADIENTS, lambda rank, share, seed: 1000 * share + seed, skip)
-    returns, aggregates = (
-        line
-        for line in text.splitlines()
-        if line.startswith("| BGPG | ") and "652" not in line and len(line.split("|")) in (7, 8)
-    )
+    rows = [line for line in text.splitlines() if line.startswith("| BGPG | ")]
+    returns, _, aggregates, minutes = (row for row in rows if "652" not in row)  # the paper's row stands beside ours
     assert returns.split("|")[2].strip() == ""
     assert returns.split("|")[3].strip() != ""
+    assert minutes.split("|")[2].strip() == ""
     assert {part.strip() for part in aggregates.split("|")[2:-1]} == {""}
 
 
@@ -107,6 +111,22 @@ def test_an_experiment_of_which_one_run_is_finished_says_so(experiment, tmp_path
     report.draw_experiment(experiment, tmp_path)
     assert not list(tmp_path.glob("*.png"))
     assert ".png" not in text
+
+
+def test_methods_that_learn_faster_take_fewer_minutes(tmp_path):
+    ceilings = {"WNPG": 20_000, "NPG": 8_000}  # of twenty equal steps, a reference of 9360 asks for five and thirteen
+    few = dataclasses.replace(
+        POLICY_GRADIENTS,
+        methods={name: POLICY_GRADIENTS.methods[name] for name in [*ceilings, "PG"]},
+        environments={PENDULUM: 200_000},
+        baselines=("NPG",),
+    )
+    text = write_fake(tmp_path, few, lambda rank, share, seed: [*ceilings.values(), 100][rank] * share)
+    table = text[text.index("Median minutes") :].splitlines()[2:7]
+    minutes = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in table}
+    n = len(few.seeds)
+    assert float(minutes["WNPG"].split()[0]) < float(minutes["NPG"].split()[0])
+    assert minutes["PG"] == f"never (0/{n})"
 
 
 def test_only_clear_differences_are_called_better(tmp_path):

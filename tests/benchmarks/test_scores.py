@@ -126,6 +126,28 @@ def test_scores_are_zero_for_random_and_one_for_the_reference_actions(tmp_path):
     assert scores.samples(table.drop(columns=[("A", "x")]), "A", experiment) is None
 
 
+def test_minutes_count_until_the_averaged_return_reaches_the_score(tmp_path):
+    experiment = make_experiment()
+
+    def value(name, env, seed, share):
+        if name == "B":
+            return 90.0 if share == 0.5 else 0.0  # one lucky bin of twenty
+        return 100.0 * share if seed else -100.0
+
+    rows = make_rows(experiment, value)
+    for row in rows:
+        row["wall_seconds"] = "" if row["seed"] == 2 else row["wall_seconds"]
+    write_records(tmp_path / "two.csv", rows)
+    constants = pd.DataFrame({"random": {"x": 0.0, "y": 20.0}, "reference": {"x": 100.0, "y": 100.0}})
+    minutes = scores.minutes_to(0.5, scores.read_runs(tmp_path, experiment), experiment, constants)
+    assert minutes["A", "x", 1] == pytest.approx(11 / 60)  # the mean of bins 10 and 11 is above 50
+    assert minutes["A", "y", 1] == pytest.approx(13 / 60)  # of bins 12 and 13 above 60
+    assert np.isinf(minutes["A", "x", 0])
+    assert np.isinf(minutes["B", "x", 0])
+    assert ("A", "x", 2) not in minutes.index
+    assert scores.minutes_to(0.5, scores.read_runs(tmp_path, experiment)[:0], experiment, constants).empty
+
+
 def test_every_task_of_an_experiment_has_constants():
     constants = scores.read_constants(FOLDER)
     for experiment in EXPERIMENTS.values():
