@@ -8,7 +8,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sb3_wng.benchmarks import evolution_report, figures, multipolicy_report, penalty_cost, svpg_report, toy_report
+from sb3_wng.benchmarks import (
+    conditioning,
+    evolution_report,
+    figures,
+    multipolicy_report,
+    penalty_cost,
+    svpg_report,
+    toy_report,
+)
 from sb3_wng.benchmarks.experiments import EXPERIMENTS, Experiment
 from sb3_wng.benchmarks.markdown import markdown, number
 from sb3_wng.benchmarks.runner import finished
@@ -255,6 +263,7 @@ SECTIONS: tuple[Callable[[Path], str], ...] = (
     penalty_cost.section,
     toy_report.section,
     *(lambda folder, e=experiment: learning_section(e, folder) for experiment in EXPERIMENTS.values()),
+    conditioning.section,
     svpg_report.section,
     evolution_report.section,
     multipolicy_report.section,
@@ -275,6 +284,7 @@ def write(folder: Path) -> None:
     for experiment in EXPERIMENTS.values():
         if (folder / f"{experiment.name}.csv").exists():
             draw_experiment(experiment, folder)
+    conditioning.draw(folder)
     svpg_report.draw(folder)
     evolution_report.draw(folder)
     multipolicy_report.draw(folder)
