@@ -31,7 +31,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_wng.algorithms.policy_gradient import NaturalPolicyGradient
 from sb3_wng.algorithms.surrogate import PolicyBatch, surrogate
-from sb3_wng.benchmarks.experiments import Experiment, Method, make_model
+from sb3_wng.benchmarks.experiments import PROPER, Experiment, Method, make_model
 from sb3_wng.benchmarks.figures import save, short
 from sb3_wng.benchmarks.markdown import markdown
 from sb3_wng.benchmarks.records import append_records, read_records
@@ -46,7 +46,7 @@ N_EPISODES = 10
 EXPERIMENT = Experiment(
     "conditioning",
     "",
-    {METRIC: Method("WNPG", "wnpg"), PLAIN: Method("PG", "pg")},
+    {METRIC: Method("WNPG", "wnpg", PROPER), PLAIN: Method("PG", "pg")},
     dict.fromkeys(
         (
             *("CartPole-v1", "Pendulum-v1", "Acrobot-v1", "ReacherBulletEnv-v0"),

@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_wng import WNPG, rank_embeddings
 from sb3_wng.algorithms import EmbeddingRank, NaturalPolicyGradient, format_table
 from sb3_wng.algorithms.behavior_samples import STATE_EMBEDDINGS
-from sb3_wng.benchmarks.experiments import shipped_hyperparameters
+from sb3_wng.benchmarks.experiments import PROPER, shipped_hyperparameters
 from sb3_wng.benchmarks.markdown import markdown
 from sb3_wng.benchmarks.records import append_records
 from sb3_wng.benchmarks.update_cost import seconds
@@ -41,7 +41,7 @@ COLUMNS = (
 
 def rank_task(environment: str) -> Iterator[dict[str, object]]:
     """Train once; at every stage, rank on a rollout that plays no part in learning."""
-    arguments = shipped_hyperparameters("wnpg", environment)
+    arguments = {**shipped_hyperparameters("wnpg", environment), **PROPER}
     arguments.pop("normalize", None)  # always
     env = VecNormalize(make_vec_env(environment, arguments.pop("n_envs"), seed=SEED), gamma=0.99)
     model = WNPG("MlpPolicy", env, **arguments, seed=SEED, device="cpu")
