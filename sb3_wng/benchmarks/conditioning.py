@@ -206,7 +206,7 @@ def draw(folder: Path) -> None:
     if not section(folder):
         return
     rows = complete(folder)
-    figure, panels = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained", sharex=True, sharey=True)
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained", sharex=True, sharey=True)
     for axes, method in zip(panels, (PLAIN, METRIC), strict=True):
         for index, (environment, values) in enumerate(ratios(rows, method).iterrows()):
             line = "-" if index < 10 else "--"
@@ -214,7 +214,7 @@ def draw(folder: Path) -> None:
         axes.set(title=f"at the policies of {method}", xlabel="eigenvalue, by magnitude", xscale="log", yscale="log")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("largest / this one")
-    panels[0].legend(frameon=False, fontsize=7)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     save(figure, folder / FIGURE, folder / CSV)
 
 

@@ -24,8 +24,17 @@ FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
 # Experiments with finished cells, and their figures
 SHOWN = {name: list(report.experiment_figures(e, report.read_runs(FOLDER, e))) for name, e in EXPERIMENTS.items()}
 LEARNING = [name for name, drawn in SHOWN.items() if drawn]
-CHANGES = [("update_cost.csv", "value"), ("gaussian_toy.csv", "loss"), *((f"{name}.csv", "return") for name in LEARNING)]
-FIGURES = [("gaussian_toy.png", "gaussian_toy.csv"), *((f"{n}.png", f"{name}.csv") for name in SHOWN for n in SHOWN[name])]
+CHANGES = [
+    ("update_cost.csv", "value"),
+    ("gaussian_toy.csv", "loss"),
+    ("conditioning.csv", "return"),
+    *((f"{name}.csv", "return") for name in LEARNING),
+]
+FIGURES = [
+    ("gaussian_toy.png", "gaussian_toy.csv"),
+    ("conditioning.png", "conditioning.csv"),
+    *((f"{n}.png", f"{name}.csv") for name in SHOWN for n in SHOWN[name]),
+]
 
 
 def copy_data(folder: Path) -> Path:
