@@ -137,7 +137,7 @@ def sample_population_params(
     if algo == "svpg":
         sampled["temperature"] = trial.suggest_float("temperature", 0.1, 100.0, log=True)
     else:
-        sampled["wasserstein_coef"] = trial.suggest_float("wasserstein_coef", -4.0, 0.0)
+        sampled["wasserstein_coef"] = trial.suggest_float("wasserstein_coef", -1.0, 0.0)
     hyperparams = convert_policy_gradient_params(sampled)
     for name in ("gamma", "n_steps"):
         trial.set_user_attr(name, hyperparams[name])

@@ -37,7 +37,7 @@ REACH = 4.5  # half the width of the maps
 
 NATURAL = {"algorithm": "npg", "algorithm_kwargs": {"target_kl": 0.05, "batch_size": 1000, "n_critic_updates": 2}}
 PLAIN = {"algorithm": "pg", "learning_rate": 1e-2}
-REPULSION = AnnealedCoefficient(-4.0, -0.3, 0.5)
+REPULSION = AnnealedCoefficient(-1.0, -0.1, 0.5)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def settings() -> dict[str, Setting]:
         "independent": Setting({**NATURAL, "wasserstein_coef": 0.0}),
         "repelled, 4 goals": Setting(repelled, 4),
         "independent, 4 goals": Setting({**NATURAL, "wasserstein_coef": 0.0}, 4),
-        "constant -1": Setting({**NATURAL, "wasserstein_coef": -1.0}),
+        "constant -0.1": Setting({**NATURAL, "wasserstein_coef": -0.1}),
         "random features": Setting({**repelled, "distance": "dual"}),
         "squared cost": Setting({**repelled, "cost": "sqeuclidean"}),
         "REINFORCE, repelled": Setting({**PLAIN, "wasserstein_coef": REPULSION}),

@@ -69,15 +69,15 @@ class AnnealedCoefficient:
 
     Strong repulsion parts policies, weak repulsion lets them reach the goals that it would keep them from.
 
-    :param initial: at the start, usually -1 to -4
-    :param final: usually -0.1 to -0.5; of the same sign
+    :param initial: at the start, usually -0.3 to -2
+    :param final: usually -0.03 to -0.3; of the same sign
     :param fraction: of training after which ``final`` is reached
     :raises ValueError: for coefficients of different signs or 0, and a fraction outside (0, 1]
     """
 
-    initial: float = -2.0
-    final: float = -0.3
-    fraction: float = 0.6
+    initial: float = -1.0
+    final: float = -0.1
+    fraction: float = 0.5
 
     def __post_init__(self) -> None:
         ends = (self.initial, self.final)

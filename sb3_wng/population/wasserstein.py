@@ -17,7 +17,7 @@ from torch import nn
 from sb3_wng.algorithms.arguments import check_integers
 from sb3_wng.algorithms.guidance import embed_reference
 from sb3_wng.algorithms.penalty import SampleTransport, check_dimensions
-from sb3_wng.algorithms.rollouts import rollout_windows
+from sb3_wng.algorithms.rollouts import check_finite_rollout, rollout_in_order, rollout_windows
 from sb3_wng.behavior import BehaviorEmbedding, Trajectory, make_embedding, spread
 from sb3_wng.population.arguments import (
     Coefficient,
@@ -26,6 +26,7 @@ from sb3_wng.population.arguments import (
     reference_coefficient,
 )
 from sb3_wng.population.population import Population
+from sb3_wng.population.rollouts import Timeout
 
 
 class WassersteinPopulation(Population):
@@ -34,11 +35,13 @@ class WassersteinPopulation(Population):
 
     Policy i minimises its own algorithm's loss plus :math:`\frac{1}{k-1} \sum_{j \neq i} c_{ij} W(q_i, q_j)`, where
     :math:`q_i` is the law of its windows' embeddings and c is ``wasserstein_coef``: negative repels, positive attracts. The
-    gradient is a score function's: every window is weighed by its potential u in the transport to the other policy's windows,
-    and its steps' advantages lose :math:`c_{ij}\,\mathrm{std}(A)\,(u - \bar u) / \ell`: A are the advantages of the policy's
-    own rollout, and :math:`\ell` is the root of the total variance of both policies' points together (the variance itself
-    for ``cost="sqeuclidean"``). A coefficient therefore means the same whatever the unit of rewards and embedding, and as
-    :math:`\ell` grows with the distance, policies that are apart already are left to the return.
+    gradient is a score function's: what a window adds to the distance is its potential u in the transport to the other
+    policy's windows, and is paid like a reward. Each of its steps costs :math:`c_{ij}\,\rho\,(u - \bar u) / \ell` before
+    advantages are estimated, so that critic and discounting give credit to the actions that led there. :math:`\rho` is the
+    root mean square of the policy's rewards in the rollout, and :math:`\ell` the root of the total variance of both
+    policies' points together (the variance itself for ``cost="sqeuclidean"``). A coefficient of -0.1 therefore gives up a
+    tenth of the reward for one such length, whatever the unit of rewards and embedding, and as :math:`\ell` grows with the
+    distance, policies that are apart already are left to the return.
 
     Paper: https://arxiv.org/abs/1802.03976 (Abdullah, Pacchiano & Draief, Reinforcement learning with Wasserstein distance
     regularisation, with applications to multipolicy learning, 2018), whose alpha is minus this coefficient.
@@ -51,7 +54,7 @@ class WassersteinPopulation(Population):
     :param n_policies: Number of policies k
     :param wasserstein_coef: A number, a matrix (k, k) whose row i is what policy i feels (the diagonal is ignored), or a
         function of the remaining progress (1 to 0) that returns either, such as
-        :class:`sb3_wng.population.AnnealedCoefficient`. Usually -0.3 to -2; 0 is independent training
+        :class:`sb3_wng.population.AnnealedCoefficient`. Usually -0.03 to -1; 0 is independent training
     :param embedding: What is compared: ``"state_visitation"``, ``"state_sequence"`` (the path), ``"final_state"``,
         ``"action_sequence"``, ``"reward_to_go"``, or a function of one :class:`~sb3_wng.behavior.Trajectory`
     :param embedding_horizon: Steps per window; windows end with their episode, so that short episodes are compared whole
@@ -95,7 +98,7 @@ class WassersteinPopulation(Population):
         env: GymEnv | str | None,
         algorithm: str | type = "wnpg",
         n_policies: int = 2,
-        wasserstein_coef: Coefficient = -1.0,
+        wasserstein_coef: Coefficient = -0.1,
         embedding: str | BehaviorEmbedding | Callable[[Trajectory], Any] = "state_visitation",
         embedding_horizon: int = 32,
         distance: str = "sinkhorn",
@@ -174,26 +177,32 @@ class WassersteinPopulation(Population):
             }
         )
 
-    def train(self) -> None:
-        """Take the distances' signals from the advantages, then one step for every policy, then the critics."""
+    def _finish_rollout(self, buffer: RolloutBuffer, timeouts: list[Timeout], dones: NDArray[np.bool_]) -> None:
+        check_finite_rollout(buffer)  # before anything is made of it
+        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         progress = self._current_progress_remaining
         coefficients = coefficient_matrix(self.wasserstein_coef, progress, self.n_policies)
         to_reference = 0.0 if self.reference is None else reference_coefficient(self.reference_coef, progress)
-        self.begin_particles(in_order=True)
-        self._interact(coefficients, to_reference)
-        self.take_steps(self.gradients())
-        self.log_means()
+        self._interact(buffer, coefficients, to_reference)
         self._log_coefficients(coefficients, to_reference)
+        super()._finish_rollout(buffer, timeouts, dones)
 
-    def _interact(self, coefficients: NDArray[np.float64], to_reference: float) -> None:
-        """:param coefficients: between policies, shape (k, k)"""
+    def _interact(self, buffer: RolloutBuffer, coefficients: NDArray[np.float64], to_reference: float) -> None:
+        """Charge the steps of the rollout for what they add to the distances.
+
+        :param coefficients: between policies, shape (k, k)
+        """
         embedding = make_embedding(self.embedding)
         # A reference was seen without this environment's normalisation, or through another one
         normalizer = self.get_vec_normalize_env() if self.reference is not None else None
-        rollouts = [rollout_windows(particle.learner, self.embedding_horizon, normalizer) for particle in self.particles]
+        rollouts = []
+        for particle, share in zip(self.particles, self.shares(), strict=True):
+            rollout_in_order(share)  # flattens it
+            particle.learner.rollout_buffer = share
+            rollouts.append(rollout_windows(particle.learner, self.embedding_horizon, normalizer))
         points = [embedding(trajectories).detach().float() for _, trajectories in rollouts]
         self._log_distances(points)
-        for i, (particle, (windows, _)) in enumerate(zip(self.particles, rollouts, strict=True)):
+        for i, (columns, (windows, _)) in enumerate(zip(self.columns, rollouts, strict=True)):
             others: list[tuple[str, th.Tensor, float]] = [
                 (f"{i}-{j}", points[j], coefficients[i, j] / (self.n_policies - 1)) for j in range(self.n_policies) if j != i
             ]
@@ -202,8 +211,15 @@ class WassersteinPopulation(Population):
             felt = [(name, there, coefficient) for name, there, coefficient in others if coefficient != 0]
             if felt:
                 signal = th.stack([c * self._signal(name, points[i], y) for name, y, c in felt]).sum(dim=0)
-                per_step = windows.scatter(signal, len(particle.advantages)).to(particle.advantages)
-                particle.advantages = particle.advantages - particle.advantages.std() * per_step
+                rewards = buffer.rewards[:, columns]
+                costs = windows.scatter(signal, rewards.size).cpu().numpy().reshape(rewards.shape[::-1]).T
+                buffer.rewards[:, columns] = rewards - reward_unit(rewards) * costs
+
+    def train(self) -> None:
+        """One step for every policy from the rollout buffer, then the critics."""
+        self.begin_particles(in_order=True)
+        self.take_steps(self.gradients())
+        self.log_means()
 
     def _signal(self, name: str, x: th.Tensor, y: th.Tensor) -> th.Tensor:
         """What each point of x (n, d) is worth for the distance from y (m, d), without unit and with mean 0; shape (n,)."""
@@ -243,3 +259,8 @@ class WassersteinPopulation(Population):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names, variables = super()._get_torch_save_params()
         return [*names, "transports"], variables
+
+
+def reward_unit(rewards: NDArray[np.float32]) -> float:
+    """Root mean square, which tasks with a constant reward have, too; 1 where all rewards are zero."""
+    return float(np.sqrt(np.mean(np.square(rewards, dtype=np.float64)))) or 1.0

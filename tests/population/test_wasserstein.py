@@ -1,6 +1,5 @@
 """Policies that keep apart or close: one sign, one unit, no effect at zero, and two goals found instead of one."""
 
-import copy
 import inspect
 
 import numpy as np
@@ -17,6 +16,7 @@ from sb3_wng.behavior import Trajectory, make_embedding
 from sb3_wng.envs import make_batched
 from sb3_wng.geometry import sinkhorn_distance, sinkhorn_potential
 from sb3_wng.population import AnnealedCoefficient
+from sb3_wng.population.wasserstein import reward_unit
 
 SETTINGS = {"n_steps": 20, "embedding": "state_sequence", "embedding_horizon": 20, "seed": 0, "device": "cpu"}
 NETWORK = {"net_arch": [8]}
@@ -42,19 +42,34 @@ def walkers():
 
 @pytest.fixture
 def signals(fill):
-    """What the next update takes from the advantages, one row of steps per policy."""
+    """What the steps of a rollout are charged, one row of steps per policy, one environment after the other."""
 
     def compute(model):
-        model = fill(model)
-        model.begin_particles(in_order=True)
-        before = [particle.advantages.clone() for particle in model.particles]
-        taken = []
-        model.take_steps = lambda directions, share=1.0: taken.extend(p.advantages.clone() for p in model.particles)
-        model.begin_particles = lambda in_order: None
-        model.train()
-        return torch.stack(before) - torch.stack(taken)
+        charged, interact = [], model._interact
+
+        def record(buffer, *coefficients):
+            before = buffer.rewards.copy()
+            interact(buffer, *coefficients)
+            charged.append(before - buffer.rewards)
+
+        model._interact = record
+        fill(model)
+        return torch.stack([torch.as_tensor(charged[0][:, columns].T.reshape(-1)) for columns in model.columns])
 
     return compute
+
+
+@pytest.fixture
+def unpaid(fill):
+    """A rollout whose steps have not been charged yet."""
+
+    def collect(model):
+        model._interact = lambda *arguments: None
+        fill(model)
+        del model._interact
+        return model.rollout_buffer
+
+    return collect
 
 
 def paths(model):
@@ -109,31 +124,65 @@ def test_a_coefficient_of_zero_is_independent_training(walkers, algorithm):
     assert torch.equal(model.policy.theta, other.policy.theta)
 
 
-def test_the_signal_is_the_potential_in_units_of_the_spread_and_the_advantages(walkers, signals):
-    model = walkers(wasserstein_coef=-3.0, normalize_advantage=False)
-    taken = signals(model)
+def test_steps_are_charged_the_potential_in_units_of_the_spread_and_the_rewards(walkers, unpaid):
+    model = walkers(wasserstein_coef=-3.0)
+    before = unpaid(model).rewards.copy()
+    model._interact(model.rollout_buffer, np.array([[0, -3.0], [-3.0, 0]]), 0.0)
     x, y = paths(model)
     potential = sinkhorn_potential(x, y, cost="euclidean")
     length = torch.cat([x, y]).double().var(dim=0).sum().sqrt()
-    share = model.shares()[0]
-    expected = -3.0 * share.advantages.std(ddof=1) * (potential - potential.mean()) / length
-    torch.testing.assert_close(taken[0], expected.float().repeat_interleave(20), rtol=1e-3, atol=1e-4)
+    unit = np.sqrt((before[:, model.columns[0]].astype(float) ** 2).mean())
+    expected = -3.0 * unit * (potential - potential.mean()) / length
+    charged = (before - model.rollout_buffer.rewards)[:, model.columns[0]]
+    np.testing.assert_allclose(charged, np.tile(expected, (20, 1)), rtol=1e-3, atol=1e-4)
 
 
-def test_the_signal_does_not_depend_on_the_unit_of_rewards_and_embedding(walkers, signals):
+def test_what_a_step_is_charged_reaches_the_actions_before_it(walkers, fill):
+    model = walkers(1, reference=torch.zeros(1, 40), reference_coef=5.0, embedding_horizon=10, embedding=late_position)
+    paid = []
+    interact = model._interact
+
+    def record(buffer, *coefficients):
+        before = buffer.rewards.copy()
+        interact(buffer, *coefficients)
+        paid.append(buffer.rewards - before)
+
+    model._interact = record
+    buffer = fill(model).rollout_buffer
+    raw = np.zeros_like(paid[0])
+    discounted = np.zeros(paid[0].shape[1])
+    for step in reversed(range(20)):
+        discounted = paid[0][step] + model.gamma * discounted
+        raw[step] = discounted
+    without = fill(walkers(1, reference=torch.zeros(1, 40), reference_coef=0.0, embedding_horizon=10, embedding=late_position))
+    np.testing.assert_allclose(buffer.returns - without.rollout_buffer.returns, raw, rtol=1e-3, atol=1e-3)
+    assert np.abs(raw[:10]).max() > np.abs(paid[0][:10]).max()
+
+
+def late_position(trajectory):
+    """Forty numbers of which only the window's last position is not zero."""
+    return torch.cat([trajectory.observations[-1], torch.zeros(38)])
+
+
+def test_constant_and_absent_rewards_have_a_unit():
+    assert reward_unit(np.ones((5, 2), np.float32)) == 1
+    assert reward_unit(np.zeros((5, 2), np.float32)) == 1
+    assert reward_unit(np.array([[3.0, -4.0]], np.float32)) == pytest.approx(np.sqrt(12.5))
+
+
+def test_the_signal_does_not_depend_on_the_unit_of_rewards_and_embedding(walkers, signals, unpaid):
     def kilometres(trajectory):
         return trajectory.observations.flatten() / 1000
 
     plain = signals(walkers())
     torch.testing.assert_close(signals(walkers(embedding=kilometres)), plain, rtol=1e-2, atol=1e-3)
-    model, taken = walkers(normalize_advantage=False).learn(1), []
+    model, charged = walkers(), []
+    rewards = unpaid(model).rewards.copy()
     for scale in (1, 10):
-        model.rollout_buffer.advantages[:] *= scale
-        model.begin_particles(in_order=True)
-        before = torch.stack([particle.advantages for particle in model.particles])
-        model._interact(np.array([[0, -1.0], [-1.0, 0]]), 0.0)
-        taken.append(before - torch.stack([particle.advantages for particle in model.particles]))
-    torch.testing.assert_close(taken[1], 10 * taken[0], rtol=1e-3, atol=1e-3)
+        model.rollout_buffer.rewards[:] = scale * rewards
+        model._interact(model.rollout_buffer, np.array([[0, -1.0], [-1.0, 0]]), 0.0)
+        charged.append(scale * rewards - model.rollout_buffer.rewards)
+    np.testing.assert_allclose(charged[1], 10 * charged[0], rtol=1e-3, atol=1e-3)
 
 
 def test_every_policy_feels_its_own_row_of_the_matrix(walkers, signals):
@@ -157,22 +206,21 @@ def test_a_number_is_a_matrix_full_of_it_and_means_the_same_for_more_policies(wa
 
 
 @pytest.mark.parametrize("distance", ["sinkhorn", "dual"])
-def test_the_order_of_the_policies_does_not_matter(walkers, distance):
+def test_the_order_of_the_policies_does_not_matter(walkers, unpaid, distance):
     order = [2, 0, 1]
     coefficients = np.array([[0.0, -1.0, 2.0], [-0.5, 0.0, 0.3], [1.0, 1.5, 0.0]])
     model, other = (walkers(3, wasserstein_coef=c, distance=distance) for c in (coefficients, coefficients[order][:, order]))
-    model.learn(1)
-    other.learn(1)
-    for name in ("observations", "actions", "rewards", "returns", "advantages", "values", "log_probs", "episode_starts"):
-        mine = getattr(model.rollout_buffer, name)
-        getattr(other.rollout_buffer, name)[:] = np.concatenate([mine[:, model.columns[i]] for i in order], axis=1)
-    taken = []
+    mine, theirs = unpaid(model), unpaid(other)
+    for name in ("observations", "actions", "rewards", "episode_starts"):
+        values = getattr(mine, name)
+        getattr(theirs, name)[:] = np.concatenate([values[:, model.columns[i]] for i in order], axis=1)
+    charged = []
     for one in (model, other):
-        one.begin_particles(in_order=True)
-        one._interact(np.asarray(one.wasserstein_coef), 0.0)
-        taken.append(torch.stack([particle.advantages for particle in one.particles]))
+        before = one.rollout_buffer.rewards.copy()
+        one._interact(one.rollout_buffer, np.asarray(one.wasserstein_coef), 0.0)
+        charged.append(np.stack([(before - one.rollout_buffer.rewards)[:, columns] for columns in one.columns]))
     # duals stop within their tolerance, from wherever the fit before had left them
-    torch.testing.assert_close(taken[1], taken[0][order], rtol=0, atol=1e-4 if distance == "sinkhorn" else 5e-3)
+    np.testing.assert_allclose(charged[1], charged[0][order], rtol=0, atol=1e-4 if distance == "sinkhorn" else 5e-3)
 
 
 def to_the_right(n=20):
@@ -180,16 +228,17 @@ def to_the_right(n=20):
     return torch.stack([0.25 * torch.arange(n), torch.zeros(n)], dim=1)
 
 
-def test_one_policy_with_a_reference_is_drawn_to_it(walkers, signals):
+def test_one_policy_with_a_reference_is_drawn_to_it(walkers, unpaid):
     reference = to_the_right().flatten()[None]
     model = walkers(1, reference=reference, reference_coef=2.0)
-    taken = signals(model)
+    before = unpaid(model).rewards.copy()
+    model._interact(model.rollout_buffer, np.zeros((1, 1)), 2.0)
     (x,) = paths(model)
     # the distance from one point needs no plan: the potential is the distance itself, less the cloud's own
     potential = sinkhorn_potential(x, reference, cost="euclidean")
     length = torch.cat([x, reference]).double().var(dim=0).sum().sqrt()
-    expected = 2.0 * (potential - potential.mean()) / length
-    torch.testing.assert_close(taken[0], expected.float().repeat_interleave(20), rtol=1e-3, atol=1e-4)
+    expected = 2.0 * reward_unit(before) * (potential - potential.mean()) / length
+    np.testing.assert_allclose(before - model.rollout_buffer.rewards, np.tile(expected, (20, 1)), rtol=1e-3, atol=1e-4)
     ends = []
     for coefficient in (0.0, 3.0):
         model = walkers(1, reference=reference, reference_coef=coefficient, learning_rate=0.02).learn(40 * 600)
@@ -207,10 +256,9 @@ def test_all_policies_feel_the_reference_and_each_other(walkers, signals):
 
 
 def test_a_reference_is_compared_without_normalisation(walkers, fill):
-    model = fill(walkers(normalize=True, reference=to_the_right().flatten()[None]))
-    seen = []
+    model, seen = walkers(normalize=True, reference=to_the_right().flatten()[None]), []
     model._log_distances = seen.extend
-    model.train()
+    fill(model)
     normalizer = model.get_vec_normalize_env()
     raw = normalizer.unnormalize_obs(model.rollout_buffer.observations)
     expected = make_embedding("state_sequence")
@@ -227,7 +275,7 @@ def test_coefficients_follow_their_schedule(walkers):
         with pytest.raises(ValueError, match=r"initial and final|fraction"):
             AnnealedCoefficient(**wrong)
     model, seen = walkers(wasserstein_coef=lambda remaining: np.full((2, 2), remaining - 1)), []
-    model._interact = lambda coefficients, to_reference: seen.append(coefficients.tolist())
+    model._interact = lambda buffer, coefficients, to_reference: seen.append(coefficients.tolist())
     model.learn(2 * 20 * 60)
     np.testing.assert_allclose(seen, [[[0, -0.5], [-0.5, 0]], [[0, -1], [-1, 0]]])
 
@@ -237,19 +285,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one(walkers, fill, tmp_path, sett
     reference = to_the_right().flatten()[None] + torch.linspace(-0.1, 0.1, 5)[:, None]
     model = walkers(reference=reference, **settings).learn(2 * 20 * 60)
     model.save(tmp_path / "model")
-    loaded = WassersteinPopulation.load(tmp_path / "model", device="cpu")
-    fill(model)
-    loaded.rollout_buffer = copy.deepcopy(model.rollout_buffer)
-    loaded._current_progress_remaining = model._current_progress_remaining
-    loaded.set_logger(configure(None, []))
+    loaded = WassersteinPopulation.load(tmp_path / "model", env=make_batched("TwoGoals-v0", 60, seed=0), device="cpu")
     before = model.policy.theta.clone()
     for one in (model, loaded):
         set_random_seed(1)
-        one.train()
-        one.train()
+        for _ in range(2):  # episodes start in the middle, and are over with the rollout
+            fill(one)
+            one.train()
     assert not torch.equal(model.policy.theta, before)
     mine, theirs = loaded.get_parameters(), model.get_parameters()
-    theirs["policy"]["best"] = mine["policy"]["best"]  # the other has collected one rollout more
     assert any("duals" in name for name in mine["transports"]) == (settings.get("distance") == "dual")
     torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
 
@@ -287,7 +331,7 @@ def test_distances_and_coefficients_are_logged(walkers):
     pairs = [written[f"particles/wasserstein_distance_{i:02d}_{j:02d}"] for i, j in ((0, 1), (0, 2), (1, 2))]
     assert written["train/wasserstein_distance"] == pytest.approx(np.mean(pairs))
     assert written["train/wasserstein_distance_min"] == min(pairs)
-    assert written["train/wasserstein_coef"] == -1
+    assert written["train/wasserstein_coef"] == pytest.approx(-0.1)
     assert written["train/reference_coef"] == 1
     assert written["train/reference_distance"] > 0
     assert {"train/n_dual_fallbacks", "train/std", "train/parameter_norm", "train/n_unusable_gradients"} <= written.keys()
