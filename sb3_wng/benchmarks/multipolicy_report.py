@@ -75,8 +75,8 @@ def section(folder: Path) -> str:
         parts.append("![Paths of two policies that repel each other, and their potentials](two_goals.png)")
     if gaits.exists():
         text = (
-            "`python -m sb3_wng.benchmarks.gait_study`: two policies on HalfCheetahBullet, 200,000 steps each, repelled by "
-            "posture and by which feet touch the ground. A single policy's return is the mean over the independent ones. "
+            "`python -m sb3_wng.benchmarks.gait_study`: two policies on HalfCheetahBullet, 250,000 steps each, repelled by "
+            "posture and by which feet touch the ground from 20 % to 60 % of them. A single policy's return is the mean over the independent ones. "
             "Distances are $W_2^2$ between windows of 32 steps, relative to how much one policy's windows vary."
         )
         parts.append(f"### Two gaits of one robot\n\n{text}\n\n{markdown(gaits_table(pd.read_csv(gaits)))}")
