@@ -76,8 +76,9 @@ def section(folder: Path) -> str:
     if gaits.exists():
         text = (
             "`python -m sb3_wng.benchmarks.gait_study`: two policies on HalfCheetahBullet, 250,000 steps each, repelled by "
-            "posture and by which feet touch the ground from 20 % to 60 % of them. A single policy's return is the mean over the independent ones. "
-            "Distances are $W_2^2$ between windows of 32 steps, relative to how much one policy's windows vary."
+            "posture and by which feet touch the ground from 20 % to 60 % of them. A single policy's return is the mean over "
+            "the independent ones. Distances are $W_2^2$ between windows of 32 steps, relative to how much one policy's "
+            "windows vary."
         )
         parts.append(f"### Two gaits of one robot\n\n{text}\n\n{markdown(gaits_table(pd.read_csv(gaits)))}")
     if grid.exists():
