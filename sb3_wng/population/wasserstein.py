@@ -217,7 +217,7 @@ class WassersteinPopulation(Population):
 
     def train(self) -> None:
         """One step for every policy from the rollout buffer, then the critics."""
-        self.begin_particles(in_order=True)
+        self.begin_particles(in_order=True)  # sums then have an order that no random generator decides
         self.take_steps(self.gradients())
         self.log_means()
 
