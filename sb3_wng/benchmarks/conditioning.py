@@ -3,7 +3,7 @@
 ``python -m sb3_wng.benchmarks.conditioning [--seeds 70 71 72] [--jobs 1] [--output FILE]`` trains WNPG and the plain gradient
 on eleven tasks and takes the Hessian of the surrogate, in the actor's parameters, on a fresh rollout of each trained policy.
 Its eigenvalues are Lanczos' (``scipy.sparse.linalg.eigsh``), of which the paper shows the ratios of the largest to the others.
-A run that is in the output file is not repeated.
+Settings are those in ``zoo_hyperparams/``, with WNPG's ``std_weight`` at 1. A run that is in the output file is not repeated.
 
 Columns: ``return``: mean of ten noise-free episodes (``random``: of random actions); ``ratio_i``: |lambda_1| / |lambda_i|, in
 order of magnitude.

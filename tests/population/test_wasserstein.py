@@ -137,26 +137,16 @@ def test_steps_are_charged_the_potential_in_units_of_the_spread_and_the_rewards(
     np.testing.assert_allclose(charged, np.tile(expected, (20, 1)), rtol=1e-3, atol=1e-4)
 
 
-def test_what_a_step_is_charged_reaches_the_actions_before_it(walkers, fill):
+def test_what_a_step_is_charged_reaches_the_actions_before_it(walkers, signals, fill):
     model = walkers(1, reference=torch.zeros(1, 40), reference_coef=5.0, embedding_horizon=10, embedding=late_position)
-    paid = []
-    interact = model._interact
-
-    def record(buffer, *coefficients):
-        before = buffer.rewards.copy()
-        interact(buffer, *coefficients)
-        paid.append(buffer.rewards - before)
-
-    model._interact = record
-    buffer = fill(model).rollout_buffer
-    raw = np.zeros_like(paid[0])
-    discounted = np.zeros(paid[0].shape[1])
-    for step in reversed(range(20)):
-        discounted = paid[0][step] + model.gamma * discounted
-        raw[step] = discounted
+    paid = -signals(model)[0].reshape(-1, 20).T.numpy()
+    discounted = paid.copy()
+    for step in reversed(range(19)):
+        discounted[step] += model.gamma * discounted[step + 1]
     without = fill(walkers(1, reference=torch.zeros(1, 40), reference_coef=0.0, embedding_horizon=10, embedding=late_position))
-    np.testing.assert_allclose(buffer.returns - without.rollout_buffer.returns, raw, rtol=1e-3, atol=1e-3)
-    assert np.abs(raw[:10]).max() > np.abs(paid[0][:10]).max()
+    gained = model.rollout_buffer.returns - without.rollout_buffer.returns
+    np.testing.assert_allclose(gained, discounted, rtol=1e-3, atol=1e-3)
+    assert np.abs(discounted[:10]).max() > np.abs(paid[:10]).max()
 
 
 def late_position(trajectory):
