@@ -45,11 +45,13 @@ def grid_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def gaits_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Pairs of gaits by returns and by how far apart they are; single policies are those of independent pairs."""
+    """Pairs of gaits by returns and by how far apart they are; single policies are those of pairs that are not repelled."""
     returns = rows[["return_0", "return_1"]]
-    single = returns[rows.algorithm == "independent"].to_numpy().mean()
+    rows = rows.assign(mean=returns.mean(axis=1), worst=returns.min(axis=1))
+    alone = rows.groupby("algorithm")["mean"].mean()
     table = {}
-    for name, group in rows.assign(mean=returns.mean(axis=1), worst=returns.min(axis=1)).groupby("algorithm", sort=False):
+    for name, group in rows.groupby("algorithm", sort=False):
+        single = alone["copies" if "copies" in str(name) else "independent"]
         table[name] = {
             "return, mean": number(group["mean"].mean()),
             "of the worse policy": number(group.worst.mean()),

@@ -10,6 +10,7 @@ pytest.importorskip("pandas")
 
 import pandas as pd
 
+from sb3_wng import WNPG
 from sb3_wng.behavior import Trajectory
 from sb3_wng.benchmarks import gait_study
 from sb3_wng.benchmarks.multipolicy_report import gaits_table
@@ -46,13 +47,33 @@ def test_a_pair_is_trained_measured_and_drawn(tmp_path, monkeypatch):
     assert (strip[: height // 2] != strip[height // 2 :]).any()
 
 
-def test_settings_are_wnpgs():
-    model = gait_study.make_model("independent", 0)
+def test_copies_go_on_from_one_trained_policy(tmp_path, monkeypatch):
+    monkeypatch.setattr(gait_study, "N_STEPS", 2048)
+    gait_study.train_single(3, tmp_path)
+    single = gait_study.single_path(tmp_path, 3)
+    written = single.with_suffix(".zip").stat().st_mtime_ns
+    gait_study.train_single(3, tmp_path)  # is there
+    assert single.with_suffix(".zip").stat().st_mtime_ns == written
+    trained = WNPG.load(single)
+    model = gait_study.make_model("repelled copies", 3, single)
+    observations = np.random.default_rng(0).normal(size=(5, 26)).astype(np.float32)
+    expected = trained.predict(observations, deterministic=True)[0]
+    for particle in range(2):
+        np.testing.assert_allclose(model.predict(observations, deterministic=True, particle=particle)[0], expected, atol=1e-5)
+    seen = model.get_vec_normalize_env().obs_rms
+    assert seen.count > 2048  # the statistics go on, too
+    model.learn(2 * 1024)
+    actions = [model.predict(observations, deterministic=True, particle=particle)[0] for particle in range(2)]
+    assert (actions[0] != actions[1]).all()
+
+
+def test_settings_are_wnpgs(tmp_path):
+    model = gait_study.make_model("independent", 0, tmp_path)
     assert (model.n_envs, model.n_steps) == (4, 512)
     learner = model.particles[0].learner
     assert (learner.target_kl, learner.target_distance, learner.n_critic_updates) == (0.06, 0.02, 20)
     assert model.wasserstein_coef == 0
-    repulsion = gait_study.make_model("repelled", 0).wasserstein_coef
+    repulsion = gait_study.make_model("repelled", 0, tmp_path).wasserstein_coef
     assert all(repulsion(remaining) == 0 for remaining in (1.0, 0.9, 0.3, 0.0))
     assert all(repulsion(remaining) < 0 for remaining in (0.7, 0.5))
 
@@ -60,14 +81,16 @@ def test_settings_are_wnpgs():
 def test_pairs_are_judged_by_the_single_policies():
     rows = pd.DataFrame(
         {
-            "algorithm": ["independent"] * 2 + ["repelled"] * 2,
-            "return_0": [1000, 1200, 1000, 880],
-            "return_1": [800, 1000, 900, 2000],
-            "distance": [1.0, 2.0, 8.0, 4.0],
+            "algorithm": ["independent"] * 2 + ["repelled"] * 2 + ["copies", "repelled copies"],
+            "return_0": [1000, 1200, 1000, 880, 2000, 1790],
+            "return_1": [800, 1000, 900, 2000, 2000, 1850],
+            "distance": [1.0, 2.0, 8.0, 4.0, 0.5, 5.0],
             "cpu_seconds": 1.0,
         }
     )
-    table = gaits_table(rows)  # a single policy gets 1000
+    table = gaits_table(rows)  # a single policy gets 1000, and 2000 where it is trained twice as long
     assert table.loc["independent", "both reach 90 % of a single policy"] == "1 of 2 pairs"
     assert table.loc["repelled", "both reach 90 % of a single policy"] == "1 of 2 pairs"
     assert table.loc["repelled", "distance, median"] == "6.0"
+    assert table.loc["copies", "both reach 90 % of a single policy"] == "1 of 1 pairs"
+    assert table.loc["repelled copies", "both reach 90 % of a single policy"] == "0 of 1 pairs"
