@@ -45,13 +45,17 @@ def grid_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def gaits_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Pairs of gaits by returns and by how far apart they are; single policies are those of pairs that are not repelled."""
+    """Pairs of gaits by returns and by how far apart they are.
+
+    A single policy is one of a pair that is not repelled: of the same seed for copies, which have a common past.
+    """
     returns = rows[["return_0", "return_1"]]
     rows = rows.assign(mean=returns.mean(axis=1), worst=returns.min(axis=1))
-    alone = rows.groupby("algorithm")["mean"].mean()
+    copies = rows[rows.algorithm == "copies"].set_index("seed")["mean"]
+    alone = rows[rows.algorithm == "independent"]["mean"].mean()
     table = {}
     for name, group in rows.groupby("algorithm", sort=False):
-        single = alone["copies" if "copies" in str(name) else "independent"]
+        single = group.seed.map(copies) if "copies" in str(name) else alone
         table[name] = {
             "return, mean": number(group["mean"].mean()),
             "of the worse policy": number(group.worst.mean()),
@@ -77,10 +81,11 @@ def section(folder: Path) -> str:
         parts.append("![Paths of two policies that repel each other, and their potentials](two_goals.png)")
     if gaits.exists():
         text = (
-            "`python -m sb3_wng.benchmarks.gait_study`: two policies on HalfCheetahBullet, 250,000 steps each, repelled by "
-            "posture and by which feet touch the ground from 20 % to 60 % of them. A single policy's return is the mean over "
-            "the independent ones. Distances are $W_2^2$ between windows of 32 steps, relative to how much one policy's "
-            "windows vary."
+            "`python -m sb3_wng.benchmarks.gait_study`: two policies on HalfCheetahBullet, 250,000 steps each, from scratch "
+            "(repelled from 20 % to 60 % of them) or as copies of one policy that had as many before (repelled up to 70 %), "
+            "by posture and by which feet touch the ground. A single policy's return is the mean over the pairs that are not "
+            "repelled, for copies those of the same seed. Distances are $W_2^2$ between windows of 32 steps, relative to how "
+            "much one policy's windows vary."
         )
         parts.append(f"### Two gaits of one robot\n\n{text}\n\n{markdown(gaits_table(pd.read_csv(gaits)))}")
     if grid.exists():

@@ -81,16 +81,17 @@ def test_settings_are_wnpgs(tmp_path):
 def test_pairs_are_judged_by_the_single_policies():
     rows = pd.DataFrame(
         {
-            "algorithm": ["independent"] * 2 + ["repelled"] * 2 + ["copies", "repelled copies"],
-            "return_0": [1000, 1200, 1000, 880, 2000, 1790],
-            "return_1": [800, 1000, 900, 2000, 2000, 1850],
-            "distance": [1.0, 2.0, 8.0, 4.0, 0.5, 5.0],
+            "algorithm": ["independent"] * 2 + ["repelled"] * 2 + ["copies"] * 2 + ["repelled copies"] * 2,
+            "seed": [0, 1] * 4,
+            "return_0": [1000, 1200, 1000, 880, 2000, 500, 1790, 455],
+            "return_1": [800, 1000, 900, 2000, 2000, 500, 1850, 480],
+            "distance": [1.0, 2.0, 8.0, 4.0, 0.5, 0.5, 5.0, 2.0],
             "cpu_seconds": 1.0,
         }
     )
-    table = gaits_table(rows)  # a single policy gets 1000, and 2000 where it is trained twice as long
+    table = gaits_table(rows)  # a single policy gets 1000; after the common past, 2000 with one seed and 500 with the other
     assert table.loc["independent", "both reach 90 % of a single policy"] == "1 of 2 pairs"
     assert table.loc["repelled", "both reach 90 % of a single policy"] == "1 of 2 pairs"
     assert table.loc["repelled", "distance, median"] == "6.0"
-    assert table.loc["copies", "both reach 90 % of a single policy"] == "1 of 1 pairs"
-    assert table.loc["repelled copies", "both reach 90 % of a single policy"] == "0 of 1 pairs"
+    assert table.loc["copies", "both reach 90 % of a single policy"] == "2 of 2 pairs"
+    assert table.loc["repelled copies", "both reach 90 % of a single policy"] == "1 of 2 pairs"
