@@ -56,8 +56,12 @@ def short(environment: str) -> str:
 
 
 def learning_figure(experiment: Experiment, runs: pd.DataFrame) -> Figure:
-    """Learning curves against steps and against the clock; distances from a known optimum on a logarithmic axis."""
-    environments, style = list(experiment.environments), styles(list(experiment.methods))
+    """Learning curves against steps and against the clock; distances from a known optimum on a logarithmic axis.
+
+    Environments without runs have no panels.
+    """
+    environments = [name for name in experiment.environments if name in set(runs.environment)]
+    style = styles(list(experiment.methods))
     size = (max(5 * len(environments), 8), 8)
     figure, panels = plt.subplots(2, len(environments), figsize=size, layout="constrained", squeeze=False)
     handles: dict[str, Any] = {}

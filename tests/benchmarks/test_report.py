@@ -17,6 +17,7 @@ from sb3_wng.benchmarks.experiments import (  # noqa: E402
     PENDULUM,
     POLICY_GRADIENTS,
     Experiment,
+    Method,
 )
 from sb3_wng.benchmarks.records import write_records  # noqa: E402
 
@@ -170,3 +171,13 @@ def test_published_numbers_stand_beside_ours(tmp_path):
     text = write_fake(tmp_path, POLICY_GRADIENTS, lambda rank, share, seed: share)
     assert "| WNPG, published | 2235 | 1655 | 683 | 6741 |" in text
     assert "Moskovitz et al. 2021" in text
+
+
+def test_tasks_without_runs_have_no_panels():
+    tasks = ["Done-v0", "ToDo-v0"]
+    experiment = Experiment("name", "", {"PPO": Method("PPO")}, dict.fromkeys(tasks, 100), (0,))
+    runs = pd.DataFrame(
+        {"environment": tasks[0], "algorithm": "PPO", "timesteps": [50, 100], "return": [1.0, 2.0], "seconds": [1.0, 2.0]}
+    )
+    figure = figures.learning_figure(experiment, runs)
+    assert [axes.get_title() for axes in figure.axes] == ["Done", "Done"]
