@@ -24,14 +24,13 @@ import gymnasium
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_wng import WNPG
 from sb3_wng.behavior import Trajectories, Trajectory, collect_trajectories, make_embedding, spread
 from sb3_wng.behavior.callbacks import squared_wasserstein_distance
-from sb3_wng.benchmarks.experiments import register_environments, shipped_hyperparameters
+from sb3_wng.benchmarks.experiments import make_env, register_environments, shipped_hyperparameters
 from sb3_wng.benchmarks.records import append_records, read_records
 from sb3_wng.population import WassersteinPopulation
 from sb3_wng.population.arguments import Coefficient
@@ -42,7 +41,7 @@ N_EPISODES = 10
 N_WINDOWS = 128
 N_FRAMES = 8
 FRAME_INTERVAL = 3  # steps of 1/60 s
-STRIDE = 24  # steps that are longer than any gait's period
+STRIDE = 24  # steps among which the first frame is chosen
 CAMERA = 1.4, -10  # distance (m) and pitch (degrees)
 # Of the robot's observation: pitch and joints are angles (rad), the rest says what touches the ground
 PITCH, JOINTS, CONTACTS, FRONT, HIND = [7], list(range(8, 20, 2)), list(range(20, 26)), 20, 23
@@ -104,10 +103,9 @@ def train_single(seed: int, folder: Path) -> None:
     if statistics(path).exists():  # written last
         return
     torch.set_num_threads(1)
-    register_environments()
     arguments = shipped_hyperparameters("wnpg", ENVIRONMENT)
-    arguments.pop("normalize")
-    env = VecNormalize(make_vec_env(ENVIRONMENT, arguments.pop("n_envs"), seed=seed), gamma=arguments["gamma"])
+    env = make_env(ENVIRONMENT, arguments, seed)
+    assert isinstance(env, VecNormalize)
     model = WNPG("MlpPolicy", env, seed=seed, device="cpu", **arguments)
     model.learn(N_STEPS, log_interval=10**9)
     model.save(path)
@@ -124,14 +122,14 @@ def make_model(name: str, seed: int, single: Path) -> WassersteinPopulation:
 
     :param single: the saved policy that pairs of copies begin as
     """
-    register_environments()
     pair, arguments = PAIRS[name], shipped_hyperparameters("wnpg", ENVIRONMENT)
-    n_envs, shared = 2 * arguments.pop("n_envs"), ("n_steps", "gamma", "gae_lambda")
-    arguments.pop("normalize")
-    env = make_vec_env(ENVIRONMENT, n_envs, seed=seed)
+    arguments["n_envs"] *= 2
+    env = make_env(ENVIRONMENT, arguments, seed)
+    assert isinstance(env, VecNormalize)
+    shared = ("n_steps", "gamma", "gae_lambda")
     model = WassersteinPopulation(
         "MlpPolicy",
-        VecNormalize.load(str(statistics(single)), env) if pair.of_copies else VecNormalize(env, gamma=arguments["gamma"]),
+        VecNormalize.load(str(statistics(single)), env.venv) if pair.of_copies else env,
         "wnpg",
         n_policies=2,
         wasserstein_coef=pair.wasserstein_coef,

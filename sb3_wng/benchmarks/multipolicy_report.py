@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from sb3_wng.benchmarks.gait_study import PAIRS
 from sb3_wng.benchmarks.hill_grid import N_EPISODES
 from sb3_wng.benchmarks.markdown import markdown, number
 from sb3_wng.envs.goals import TwoGoals
@@ -55,7 +56,7 @@ def gaits_table(rows: pd.DataFrame) -> pd.DataFrame:
     alone = rows[rows.algorithm == "independent"]["mean"].mean()
     table = {}
     for name, group in rows.groupby("algorithm", sort=False):
-        single = group.seed.map(copies) if "copies" in str(name) else alone
+        single = group.seed.map(copies) if PAIRS[str(name)].of_copies else alone
         table[name] = {
             "return, mean": number(group["mean"].mean()),
             "of the worse policy": number(group.worst.mean()),

@@ -160,6 +160,8 @@ def error_table(experiment: Experiment, runs: pd.DataFrame) -> str:
 def score_parts(experiment: Experiment, table: pd.DataFrame) -> list[str]:
     """Aggregate scores, paired differences, and the claims that they allow."""
     complete = {method: samples(table, method, experiment) for method in experiment.methods}
+    if all(values is None for values in complete.values()):
+        return ["Scores over all tasks, and paired differences, need a method with every task finished: there is none yet."]
     aggregates = pd.DataFrame("", index=list(experiment.methods), columns=["score"])
     differences = pd.DataFrame("", index=list(experiment.methods), columns=[f"less {name}" for name in experiment.baselines])
     claims = []

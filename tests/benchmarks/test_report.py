@@ -181,3 +181,14 @@ def test_tasks_without_runs_have_no_panels():
     )
     figure = figures.learning_figure(experiment, runs)
     assert [axes.get_title() for axes in figure.axes] == ["Done", "Done"]
+
+
+def test_nothing_is_said_of_scores_before_a_method_has_every_task(tmp_path):
+    text = write_fake(tmp_path, POLICY_GRADIENTS, lambda rank, share, seed: share)
+    assert "Differences whose interval excludes zero" in text
+    path = tmp_path / "policy_gradients.csv"
+    rows = pd.read_csv(path)
+    rows[rows.environment == PENDULUM].to_csv(path, index=False)
+    text = report.learning_section(POLICY_GRADIENTS, tmp_path)
+    assert "need a method with every task finished" in text
+    assert "excludes zero" not in text
