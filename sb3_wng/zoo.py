@@ -175,14 +175,33 @@ def convert_evolution_strategy_params(sampled_params: dict[str, Any]) -> dict[st
 # --- Launcher ---
 
 
+def _with_radii(preprocess: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """RL-Zoo's reader of ``lin_x``, which has a fixed list of arguments, for those of a trust region as well."""
+    from rl_zoo3.utils import linear_schedule
+
+    @functools.wraps(preprocess)
+    def with_radii(hyperparams: dict[str, Any]) -> dict[str, Any]:
+        for name in ("target_distance", "target_kl"):
+            value = hyperparams.get(name)
+            if isinstance(value, str) and value.startswith("lin_"):
+                hyperparams[name] = linear_schedule(value.removeprefix("lin_"))
+        return preprocess(hyperparams)
+
+    return with_radii
+
+
 def register() -> None:
     """Make RL-Zoo know our algorithms (and every installed environment). Harmless when called again."""
     # Imported here, not at the top: the message about a missing rl_zoo3 must not need rl_zoo3.
     # import_envs registers the Bullet environments when they are installed.
     import rl_zoo3.import_envs
+    from rl_zoo3.exp_manager import ExperimentManager
     from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 
     rl_zoo3.ALGOS.update(OURS)
+    preprocess = ExperimentManager._preprocess_schedules
+    if not hasattr(preprocess, "__wrapped__"):
+        ExperimentManager._preprocess_schedules = staticmethod(_with_radii(preprocess))  # type: ignore[assignment]
     for algo in ALGORITHMS:
         HYPERPARAMS_SAMPLER[algo] = functools.partial(sample_policy_gradient_params, algo=algo)
         HYPERPARAMS_CONVERTER[algo] = convert_policy_gradient_params

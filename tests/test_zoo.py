@@ -112,18 +112,37 @@ def test_numbers_in_the_files_are_numbers(algo):
     for env_id, hyperparams in read_hyperparams(algo).items():
         strings = {key for key, value in hyperparams.items() if isinstance(value, str)}
         strings -= {"policy", "policy_kwargs", "metric", "step_rule", "embedding", "fitness_shaping"}
-        assert all(str(hyperparams[key]).startswith("lin_") and key == "learning_rate" for key in strings), env_id
+        assert strings <= {"learning_rate", "target_distance", "target_kl"}, env_id
+        assert all(str(hyperparams[key]).startswith("lin_") for key in strings), env_id
 
 
 def test_npg_radius_grows_with_the_number_of_actions():
+    importlib.import_module("sb3_wng.benchmarks.linear_quadratic")  # registers the regulator
+    zoo.register()
     for env_id, hyperparams in read_hyperparams("npg").items():
         if env_id not in ("default", "atari"):
             actions = sum(gymnasium.make(env_id).action_space.shape) or 1
             per_action = 0.04 if env_id == "HalfCheetah-v5" else 0.01
-            assert hyperparams["target_kl"] == pytest.approx(per_action * actions), env_id
+            radius = str(hyperparams["target_kl"])
+            initial = float(radius.removeprefix("lin_"))
+            assert initial == pytest.approx(per_action * actions * (2 if "lin_" in radius else 1)), env_id
 
 
 # --- Registration ---
+
+
+def test_radii_may_fall_linearly(tmp_path):
+    """What the shipped files say of robots reaches the algorithm, beside RL-Zoo's own schedules."""
+    zoo.register()
+    from rl_zoo3.exp_manager import ExperimentManager
+
+    given = {"target_distance": "lin_0.04", "target_kl": "lin_1e-2", "learning_rate": "lin_1e-3"}
+    schedules = ExperimentManager._preprocess_schedules(dict(given))
+    assert [schedules[name](0.25) for name in given] == pytest.approx([0.01, 2.5e-3, 2.5e-4])
+    assert ExperimentManager._preprocess_schedules({"target_kl": 0.1}) == {"target_kl": 0.1}
+    arguments = "train --algo wnpg --env Pendulum-v1 -n 128 --eval-freq -1 --log-interval 1"
+    output = launch(*arguments.split(), "-params", *SMALL, "target_kl:'lin_0.02'", "target_distance:'lin_0.04'", cwd=tmp_path)
+    assert "wasserstein_distance" in output
 
 
 def test_registering_twice_changes_nothing():

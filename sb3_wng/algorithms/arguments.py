@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 METRICS = ("closed_form", "kernel", "combined", "fisher", "euclidean")
 STEP_RULES = ("trust_region", "fixed_rate", "optimizer")
 OPTIONAL = ("target_kl", "policy_batch_size")  # may be None
+SCHEDULES = ("target_distance", "target_kl", "step_size")  # may be functions of the progress that remains
 
 
 def check_policy_gradient_arguments(model: NaturalPolicyGradient) -> None:
@@ -136,8 +137,10 @@ def check_positive(model: object, *names: str) -> None:
     """:raises ValueError: for an attribute that is not a finite number > 0 (``None`` and schedules are, where of use)"""
     for name in names:
         value = getattr(model, name)
-        if (value is None and name in OPTIONAL) or (callable(value) and name == "step_size"):
+        if value is None and name in OPTIONAL:
             continue
+        if callable(value) and name in SCHEDULES:
+            name, value = f"{name} at the start", value(1.0)
         if not (is_finite_number(value) and value > 0):
             raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
 

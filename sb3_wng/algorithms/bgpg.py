@@ -37,8 +37,8 @@ class BGPG(NaturalPolicyGradient):
     :param gae_lambda: Bias-variance trade-off of the generalized advantage estimator
     :param n_policy_updates: Passes of the actor over each rollout
     :param policy_batch_size: Minibatch size of the actor's steps
-    :param target_kl: Stop the passes once the KL divergence (summed over action dimensions) exceeds 1.5 times this;
-        ``None``: never. A guard for penalties too weak to hold the policy
+    :param target_kl: Stop the passes once the KL divergence (summed over action dimensions) exceeds 1.5 times this, a
+        float or a schedule; ``None``: never. A guard for penalties too weak to hold the policy
     :param wasserstein_coef: Coefficient of the distance in the minimised loss; the distance is in units of the policy's
         spread (of both samples' total variance for references and trajectories). > 0 attracts, < 0 repels, 0 is PG.
         Usually 0.1 to 10
@@ -48,7 +48,8 @@ class BGPG(NaturalPolicyGradient):
         that are kept from update to update. ``"kl"``: the KL divergence of the action laws
     :param adaptive_coef: Raise or lower the coefficient (> 0) after each rollout so that the update moves behaviour by
         ``target_distance``
-    :param target_distance: Distance per rollout that an adaptive coefficient aims at, in the unit above; usually 0.005 to 0.1
+    :param target_distance: Distance per rollout that an adaptive coefficient aims at, in the unit above; usually 0.005 to 0.1,
+        a float or a schedule
     :param embedding: What is compared. ``"actions"`` (and ``"actions_and_values"``, ten actions per state): of single
         states. ``"action_sequence"``, ``"final_state"``, ``"reward_to_go"``, ``"state_visitation"``, or a function of one
         :class:`~sb3_wng.behavior.Trajectory`: of windows of the rollout, with ``"sinkhorn"`` or ``"dual"``; the distance
@@ -87,11 +88,11 @@ class BGPG(NaturalPolicyGradient):
         gae_lambda: float = 0.95,
         n_policy_updates: int = 10,
         policy_batch_size: int | None = 64,
-        target_kl: float | None = None,
+        target_kl: float | Schedule | None = None,
         wasserstein_coef: float = 1.0,
         distance: str = "closed_form",
         adaptive_coef: bool = False,
-        target_distance: float = 0.02,
+        target_distance: float | Schedule = 0.02,
         embedding: str | BehaviorEmbedding | Callable[[Trajectory], Any] = "actions",
         embedding_horizon: int = 32,
         entropic_reg: float = 0.2,

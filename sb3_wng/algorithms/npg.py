@@ -29,7 +29,8 @@ class NPG(NaturalPolicyGradient):
     :param gamma: Discount factor
     :param gae_lambda: Bias-variance trade-off of the generalized advantage estimator
     :param target_kl: Radius of the trust region: largest mean KL divergence between successive policies, **summed**
-        over action dimensions (SB3-Contrib's TRPO averages over them: its 0.01 is 0.01 x action dimension here)
+        over action dimensions (SB3-Contrib's TRPO averages over them: its 0.01 is 0.01 x action dimension here); a float
+        or a schedule. A radius that falls to 0 ends noisy steps at the optimum
     :param n_policy_updates: Natural steps per rollout, which share the trust region (each gets ``1/n**2`` of the
         radius)
     :param cg_max_steps: Largest number of conjugate-gradient steps per solve, usually 5 to 25
@@ -64,7 +65,7 @@ class NPG(NaturalPolicyGradient):
         batch_size: int = 128,
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
-        target_kl: float = 0.03,
+        target_kl: float | Schedule = 0.03,
         n_policy_updates: int = 1,
         cg_max_steps: int = 15,
         cg_damping: float = 0.1,

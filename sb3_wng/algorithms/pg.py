@@ -60,7 +60,7 @@ class PG(NaturalPolicyGradient):
         gae_lambda: float = 0.95,
         n_policy_updates: int = 10,
         policy_batch_size: int | None = 64,
-        target_kl: float | None = None,
+        target_kl: float | Schedule | None = None,
         n_critic_updates: int = 10,
         normalize_advantage: bool = True,
         max_grad_norm: float = 0.5,

@@ -81,8 +81,8 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
         gae_lambda: float = 0.95,
         metric: str = "closed_form",
         step_rule: str = "trust_region",
-        target_distance: float = 0.02,
-        target_kl: float | None = None,
+        target_distance: float | Schedule = 0.02,
+        target_kl: float | Schedule | None = None,
         step_size: float | Schedule = 0.1,
         n_policy_updates: int = 1,
         policy_batch_size: int | None = None,
@@ -180,6 +180,8 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
         super()._setup_model()
         self.actor_parameters, self.critic_parameters = actor_and_critic_parameters(self.policy, self.observation_space)
         self.step_size_schedule = FloatSchedule(self.step_size)
+        self.target_distance_schedule = FloatSchedule(self.target_distance)
+        self.target_kl_schedule = FloatSchedule(math.inf if self.target_kl is None else self.target_kl)
         damping: Damping = Damping(self.cg_damping)
         if self.adaptive_damping:
             damping = LevenbergMarquardtDamping(self.cg_damping, interval=int(self.adaptive_damping))
@@ -193,13 +195,16 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
         """Whether the metric is estimated from samples of behaviour."""
         return self.metric in ("kernel", "combined")
 
+    def _now(self, schedule: Schedule) -> float:
+        return max(schedule(self._current_progress_remaining), 0.0)  # RL-Zoo's schedules go on below zero
+
     def _make_step_rule(self, unit: float = 1.0) -> StepRule:
-        cap = math.inf if self.target_kl is None else self.target_kl
+        cap = self._now(self.target_kl_schedule)
         if self.step_rule == "fixed_rate":
-            return FixedRate(self.step_size_schedule(self._current_progress_remaining), max_divergence=cap)
+            return FixedRate(self._now(self.step_size_schedule), max_divergence=cap)
         if self.step_rule == "optimizer":
             return OptimizerStep(self.policy.optimizer, self.max_grad_norm)
-        region = 2 * cap / unit if self.metric == "fisher" else self.target_distance
+        region = 2 * cap / unit if self.metric == "fisher" else self._now(self.target_distance_schedule)
         # n equal steps in a row are n^2 times as long (squared) as one: together they reach the region's edge
         radius = region / self.n_policy_updates**2
         return TrustRegion(radius, region, cap, self.line_search_shrinking_factor, self.line_search_max_iter)
@@ -229,7 +234,7 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
             for index in minibatches(len(batch.advantages), batch_size, self.device):
                 reports.append(self._policy_step(batch if batch_size is None else batch.rows(index), unit))
             measured = self.measure(batch)
-            if self.step_rule == "optimizer" and self.target_kl is not None and measured.kl_divergence > 1.5 * self.target_kl:
+            if self.step_rule == "optimizer" and measured.kl_divergence > 1.5 * self._now(self.target_kl_schedule):
                 break  # as PPO: this rule has no cap of its own
         if self.penalty is not None and self.n_penalized_epochs > 0:
             measured = self._penalized_epochs(batch)
@@ -248,7 +253,7 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
                 else:
                     self.natural_gradient.n_skipped += 1
             measured = self.measure(batch)
-            if self.target_kl is not None and measured.kl_divergence > 1.5 * self.target_kl:
+            if measured.kl_divergence > 1.5 * self._now(self.target_kl_schedule):
                 break
         return measured
 
@@ -339,7 +344,7 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
         if self.distance == "dual":
             self.logger.record("train/n_dual_fallbacks", penalty.samples.n_fallbacks.item())
         if self.adaptive_coef:
-            penalty.adapt(distance, self.target_distance)
+            penalty.adapt(distance, self._now(self.target_distance_schedule))
 
     def _log_policy_update(self, reports: list[StepReport], measured: Measurement) -> None:
         ratios = [report.reduction_ratio for report in reports if report.reduction_ratio is not None]

@@ -46,11 +46,13 @@ class WNPG(NaturalPolicyGradient):
         gradient, as published
     :param target_distance: Radius of the trust region: largest mean squared Wasserstein distance W2^2 of successive
         policies, in units of the policy's spread (the total variance of its actions). 0.02 corresponds to a KL of
-        0.01 per action dimension; usually 0.005 to 0.1
+        0.01 per action dimension; usually 0.005 to 0.1, a float or a schedule. A radius that falls to 0 ends noisy steps at
+        the optimum
     :param target_kl: Cap on the KL divergence per rollout, **summed** over action dimensions (SB3-Contrib's TRPO
         averages over them), on top of the radius: a step that is short in W2 may still change everything for a
         dimension whose spread is small. 0.01 x action dimension matches the default radius; ``None`` removes the cap.
-        It is the radius itself with ``metric="fisher"``; the optimiser rule ends its passes at 1.5 times it
+        A float or a schedule. It is the radius itself with ``metric="fisher"``; the optimiser rule ends its passes at
+        1.5 times it
     :param step_size: Rate of ``step_rule="fixed_rate"``, a float or a schedule; usually 0.05 to 0.4
     :param n_policy_updates: Natural steps per rollout, which share the trust region (each gets ``1/n**2`` of the
         radius)
@@ -102,8 +104,8 @@ class WNPG(NaturalPolicyGradient):
         gae_lambda: float = 0.95,
         metric: str = "closed_form",
         step_rule: str = "trust_region",
-        target_distance: float = 0.02,
-        target_kl: float | None = 0.03,
+        target_distance: float | Schedule = 0.02,
+        target_kl: float | Schedule | None = 0.03,
         step_size: float | Schedule = 0.1,
         n_policy_updates: int = 1,
         policy_batch_size: int | None = None,

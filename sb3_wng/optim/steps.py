@@ -62,7 +62,8 @@ class TrustRegion:
     The full step has ``scale = sqrt(radius / d^T G d)``. It is accepted as soon as the objective has improved, the
     *measured* distance is within the radius and the divergence within its cap.
 
-    :param radius: largest squared length of a step, > 0. For KL, whose expansion is u^T F u / 2, twice the KL.
+    :param radius: largest squared length of a step; 0, where schedules end, refuses it. For KL, whose expansion is
+        u^T F u / 2, twice the KL.
     :param max_distance: largest measured distance, where it may exceed one step's radius because several steps share a
         region; ``radius`` if ``None``
     :param max_divergence: cap on the measured divergence
@@ -79,7 +80,7 @@ class TrustRegion:
     max_iter: int = 10
 
     def __post_init__(self) -> None:
-        _check_positive(radius=self.radius, max_divergence=self.max_divergence)
+        _check_schedulable(radius=self.radius, max_divergence=self.max_divergence)
         _check_backtracking(self.shrinking_factor, self.max_iter)
 
     def __call__(
@@ -90,7 +91,7 @@ class TrustRegion:
         objective: float,
         evaluate: Evaluate,
     ) -> Step:
-        if not curvature > 0:  # the metric sees no change: no length to measure the step by
+        if not curvature > 0 or self.radius == 0:  # the metric sees no change, or may see none
             return REFUSED
 
         max_distance = self.radius if self.max_distance is None else self.max_distance
@@ -122,9 +123,7 @@ class FixedRate:
     max_iter: int = 20
 
     def __post_init__(self) -> None:
-        if not self.rate >= 0:  # schedules end at 0
-            raise ValueError(f"rate must be >= 0, got {self.rate}")
-        _check_positive(max_divergence=self.max_divergence)
+        _check_schedulable(rate=self.rate, max_divergence=self.max_divergence)
         _check_backtracking(self.shrinking_factor, self.max_iter)
 
     def __call__(
@@ -209,10 +208,10 @@ def _backtrack(
     return REFUSED
 
 
-def _check_positive(**values: float) -> None:
+def _check_schedulable(**values: float) -> None:
     for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be > 0, got {value}")
+        if not value >= 0:  # schedules end at 0
+            raise ValueError(f"{name} must be >= 0, got {value}")
 
 
 def _check_backtracking(shrinking_factor: float, max_iter: int) -> None:

@@ -23,6 +23,7 @@ BAD = [
     ("target_distance", [0, -0.1, NAN, INF], (WNPG,)),
     ("target_kl", [0, -0.1, NAN], ALL),
     ("step_size", [0, -0.1, NAN], (WNPG,)),
+    *[(name, [lambda progress: 0.1 * (1 - progress)], (WNPG,)) for name in ("target_distance", "target_kl", "step_size")],
     ("std_weight", [0, -1.0, NAN], (WNPG,)),
     ("max_grad_norm", [0, -1.0], (WNPG, PG)),
     ("cg_damping", [-0.1, NAN, INF], (WNPG, NPG)),

@@ -13,7 +13,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from torch import nn
 
 from sb3_wng import NPG, PG, WNPG
@@ -225,6 +225,40 @@ def test_every_update_stays_within_target_kl(small, chase, watch, cls, n_policy_
     divergences = [update["kl"] for update in updates]
     assert max(divergences) <= 0.01 * (1 + 1e-3)
     assert max(divergences) > 0.003
+
+
+@pytest.mark.parametrize("cls", [WNPG, NPG])
+def test_a_radius_may_fall_to_zero(small, chase, watch, cls):
+    name, measure, radius = ("target_kl", "kl", 0.02) if cls is NPG else ("target_distance", "relative", 0.04)
+    settings = {name: LinearSchedule(radius, 0.0, 1.0), "n_steps": 64, "batch_size": 64}
+    model = small(cls, chase(), **({"target_kl": None} | settings))
+    updates = watch(model)
+    model.learn(4 * 64)
+    for update, share in zip(updates, (0.75, 0.5, 0.25), strict=False):
+        assert 0.3 * radius * share < update[measure] <= radius * share * (1 + 1e-3)
+    assert updates[3][measure] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_radius_of_zero_leaves_the_actor_and_trains_the_critic(small, chase, fill):
+    model = fill(small(WNPG, chase(), target_distance=lambda progress: progress - 1e-9))
+    model._current_progress_remaining = -0.01  # as after the last rollout where it does not divide the budget
+    actor, critic = copies(model.actor_parameters), copies(model.critic_parameters)
+    model.train()
+    assert all(torch.equal(p, q) for p, q in zip(actor, model.actor_parameters, strict=True))
+    assert not all(torch.equal(p, q) for p, q in zip(critic, model.critic_parameters, strict=True))
+
+
+def test_epochs_stop_at_a_scheduled_target_kl(small, chase, fill, monkeypatch):
+    settings = {"learning_rate": 3e-3, "n_policy_updates": 20, "policy_batch_size": None}
+    counts = []
+    for progress in (1.0, 0.01):
+        model = fill(small(PG, chase(), target_kl=lambda progress: 0.1 * progress, **settings))
+        model._current_progress_remaining = progress
+        steps = []
+        monkeypatch.setattr(model, "_policy_step", lambda *a, f=model._policy_step, s=steps: s.append(1) or f(*a))
+        model.train()
+        counts.append(len(steps))
+    assert counts[1] < counts[0]
 
 
 def test_a_fixed_rate_is_capped_by_target_kl(small, chase, watch):

@@ -226,9 +226,9 @@ def test_steps_are_finite_and_never_lose_at_any_scale(b, log_radius, log_factor,
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: TrustRegion(radius=0.0), "radius must be > 0"),
-        (lambda: TrustRegion(radius=math.nan), "radius must be > 0"),
-        (lambda: TrustRegion(1.0, max_divergence=-1.0), "max_divergence must be > 0"),
+        (lambda: TrustRegion(radius=-0.1), "radius must be >= 0"),
+        (lambda: TrustRegion(radius=math.nan), "radius must be >= 0"),
+        (lambda: TrustRegion(1.0, max_divergence=-1.0), "max_divergence must be >= 0"),
         (lambda: TrustRegion(1.0, shrinking_factor=1.0), "shrinking_factor must be in"),
         (lambda: TrustRegion(1.0, max_iter=-1), "max_iter must be >= 0"),
         (lambda: FixedRate(-1.0), "rate must be >= 0"),
