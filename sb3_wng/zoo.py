@@ -83,6 +83,7 @@ SPECIFIC_SAMPLERS: dict[str, Callable[[optuna.Trial], dict[str, Any]]] = {
     "bgwnpg": lambda trial: {
         **_sample_trust_region(trial, "target_distance", 0.002, 0.2),
         **_sample_epochs(trial, "n_penalized_epochs"),
+        "actor_learning_rate": trial.suggest_float("actor_learning_rate", 1e-5, 1e-3, log=True),
         **_sample_penalty(trial),
     },
 }
@@ -175,19 +176,19 @@ def convert_evolution_strategy_params(sampled_params: dict[str, Any]) -> dict[st
 # --- Launcher ---
 
 
-def _with_radii(preprocess: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """RL-Zoo's reader of ``lin_x``, which has a fixed list of arguments, for those of a trust region as well."""
+def _with_our_schedules(preprocess: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """RL-Zoo's reader of ``lin_x``, which has a fixed list of arguments, for more of ours."""
     from rl_zoo3.utils import linear_schedule
 
     @functools.wraps(preprocess)
-    def with_radii(hyperparams: dict[str, Any]) -> dict[str, Any]:
-        for name in ("target_distance", "target_kl"):
+    def with_our_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
+        for name in ("target_distance", "target_kl", "actor_learning_rate"):
             value = hyperparams.get(name)
             if isinstance(value, str) and value.startswith("lin_"):
                 hyperparams[name] = linear_schedule(value.removeprefix("lin_"))
         return preprocess(hyperparams)
 
-    return with_radii
+    return with_our_schedules
 
 
 def register() -> None:
@@ -201,7 +202,7 @@ def register() -> None:
     rl_zoo3.ALGOS.update(OURS)
     preprocess = ExperimentManager._preprocess_schedules
     if not hasattr(preprocess, "__wrapped__"):
-        ExperimentManager._preprocess_schedules = staticmethod(_with_radii(preprocess))  # type: ignore[assignment]
+        ExperimentManager._preprocess_schedules = staticmethod(_with_our_schedules(preprocess))  # type: ignore[assignment]
     for algo in ALGORITHMS:
         HYPERPARAMS_SAMPLER[algo] = functools.partial(sample_policy_gradient_params, algo=algo)
         HYPERPARAMS_CONVERTER[algo] = convert_policy_gradient_params

@@ -112,7 +112,7 @@ def test_numbers_in_the_files_are_numbers(algo):
     for env_id, hyperparams in read_hyperparams(algo).items():
         strings = {key for key, value in hyperparams.items() if isinstance(value, str)}
         strings -= {"policy", "policy_kwargs", "metric", "step_rule", "embedding", "fitness_shaping"}
-        assert strings <= {"learning_rate", "target_distance", "target_kl"}, env_id
+        assert strings <= {"learning_rate", "actor_learning_rate", "target_distance", "target_kl"}, env_id
         assert all(str(hyperparams[key]).startswith("lin_") for key in strings), env_id
 
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 METRICS = ("closed_form", "kernel", "combined", "fisher", "euclidean")
 STEP_RULES = ("trust_region", "fixed_rate", "optimizer")
-OPTIONAL = ("target_kl", "policy_batch_size")  # may be None
-SCHEDULES = ("target_distance", "target_kl", "step_size")  # may be functions of the progress that remains
+OPTIONAL = ("target_kl", "policy_batch_size", "actor_learning_rate")  # may be None
+SCHEDULES = ("target_distance", "target_kl", "step_size", "actor_learning_rate")  # may be functions of remaining progress
 
 
 def check_policy_gradient_arguments(model: NaturalPolicyGradient) -> None:
@@ -80,7 +80,7 @@ def check_penalty(model: NaturalPolicyGradient) -> None:
     """:raises ValueError: for a penalty that cannot be computed or would have no effect, saying what to pass instead"""
     check_choice("distance", model.distance, DISTANCES)
     check_integers(model, n_penalized_epochs=0)
-    check_positive(model, "entropic_reg")
+    check_positive(model, "entropic_reg", "actor_learning_rate")
     if not is_finite_number(model.wasserstein_coef):
         raise ValueError(
             f"wasserstein_coef must be a finite number (> 0 attracts, < 0 repels), got {model.wasserstein_coef!r}"

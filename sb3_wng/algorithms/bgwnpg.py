@@ -90,6 +90,8 @@ class BGWNPG(NaturalPolicyGradient):
         model with an environment, or a pair (model, environment). Wants ``"sinkhorn"`` or ``"dual"``
     :param n_penalized_epochs: Epochs of Adam on the penalised surrogate after the natural step; stopped early as soon as KL
         exceeds 1.5 times ``target_kl``
+    :param actor_learning_rate: Learning rate of these epochs (and of ``step_rule="optimizer"``), a float or a schedule;
+        usually 1e-4 to 3e-4. ``None``: ``learning_rate``
     :param normalize_advantage: Standardise the advantages over the rollout
     :param max_grad_norm: Largest norm of a direction handed to the optimiser (``step_rule="optimizer"``)
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise
@@ -110,7 +112,7 @@ class BGWNPG(NaturalPolicyGradient):
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule = 3e-4,
+        learning_rate: float | Schedule = 1e-3,
         n_steps: int = 1024,
         batch_size: int = 128,
         gamma: float = 0.99,
@@ -141,6 +143,7 @@ class BGWNPG(NaturalPolicyGradient):
         entropic_reg: float = 0.2,
         reference: Any = None,
         n_penalized_epochs: int = 10,
+        actor_learning_rate: float | Schedule | None = 3e-4,
         normalize_advantage: bool = True,
         max_grad_norm: float = 0.5,
         use_sde: bool = False,
@@ -189,6 +192,7 @@ class BGWNPG(NaturalPolicyGradient):
             entropic_reg=entropic_reg,
             reference=reference,
             n_penalized_epochs=n_penalized_epochs,
+            actor_learning_rate=actor_learning_rate,
             normalize_advantage=normalize_advantage,
             max_grad_norm=max_grad_norm,
             use_sde=use_sde,

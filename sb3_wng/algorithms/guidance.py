@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sb3_wng.algorithms.behavior_samples import N_RESAMPLED, STATE_EMBEDDINGS
 from sb3_wng.algorithms.penalty import BehaviorPenalty, check_dimensions
 from sb3_wng.algorithms.rollouts import rollout_windows
-from sb3_wng.algorithms.surrogate import PolicyBatch
+from sb3_wng.algorithms.surrogate import Measurement, PolicyBatch
 from sb3_wng.behavior import (
     EMBEDDINGS,
     BehaviorEmbedding,
@@ -83,3 +83,17 @@ def begin_penalty(model: NaturalPolicyGradient, penalty: BehaviorPenalty, batch:
     points = penalty.embedding(trajectories).to(batch.advantages).detach()
     signal = windows.scatter(penalty.signal(points), len(batch.advantages))
     return batch._replace(advantages=batch.advantages - signal)
+
+
+def end_penalty(model: NaturalPolicyGradient, penalty: BehaviorPenalty, measured: Measurement) -> None:
+    """Adapt the coefficient to how far the rollout's update went, and log both."""
+    model.logger.record("train/wasserstein_coef", penalty.coefficient.item())
+    if penalty.standing is None:
+        return
+    distance = measured.penalty_distance if penalty.embedding is None else penalty.standing.distance
+    if model.distance != "kl":
+        model.logger.record("train/wasserstein_distance", distance)
+    if model.distance == "dual":
+        model.logger.record("train/n_dual_fallbacks", penalty.samples.n_fallbacks.item())
+    if model.adaptive_coef:
+        penalty.adapt(distance, model.scheduled(model.target_distance_schedule))

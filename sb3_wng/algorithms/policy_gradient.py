@@ -20,13 +20,13 @@ from stable_baselines3.common.policies import (
     MultiInputActorCriticPolicy,
 )
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
-from stable_baselines3.common.utils import FloatSchedule, explained_variance
+from stable_baselines3.common.utils import FloatSchedule, explained_variance, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from sb3_wng.algorithms.action_laws import action_law, actor_and_critic_parameters
 from sb3_wng.algorithms.arguments import check_policy_gradient_arguments
-from sb3_wng.algorithms.guidance import begin_penalty, embed_reference, make_penalty
+from sb3_wng.algorithms.guidance import begin_penalty, embed_reference, end_penalty, make_penalty
 from sb3_wng.algorithms.penalty import BehaviorPenalty
 from sb3_wng.algorithms.policy_metrics import policy_metrics
 from sb3_wng.algorithms.rollouts import (
@@ -105,6 +105,7 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
         entropic_reg: float = 0.2,
         reference: Any = None,
         n_penalized_epochs: int = 0,
+        actor_learning_rate: float | Schedule | None = None,
         normalize_advantage: bool = True,
         max_grad_norm: float = 0.5,
         use_sde: bool = False,
@@ -169,6 +170,7 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
         self.entropic_reg = entropic_reg
         self.reference = reference
         self.n_penalized_epochs = n_penalized_epochs
+        self.actor_learning_rate = actor_learning_rate
         self.normalize_advantage = normalize_advantage
         self._has_warned_of_few_samples = False
         check_policy_gradient_arguments(self)
@@ -179,6 +181,8 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         super()._setup_model()
         self.actor_parameters, self.critic_parameters = actor_and_critic_parameters(self.policy, self.observation_space)
+        rate = self.learning_rate if self.actor_learning_rate is None else self.actor_learning_rate
+        self.actor_lr_schedule = FloatSchedule(rate)
         self.step_size_schedule = FloatSchedule(self.step_size)
         self.target_distance_schedule = FloatSchedule(self.target_distance)
         self.target_kl_schedule = FloatSchedule(math.inf if self.target_kl is None else self.target_kl)
@@ -195,26 +199,28 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
         """Whether the metric is estimated from samples of behaviour."""
         return self.metric in ("kernel", "combined")
 
-    def _now(self, schedule: Schedule) -> float:
+    def scheduled(self, schedule: Schedule) -> float:
+        """A schedule's value at this point of training."""
         return max(schedule(self._current_progress_remaining), 0.0)  # RL-Zoo's schedules go on below zero
 
     def _make_step_rule(self, unit: float = 1.0) -> StepRule:
-        cap = self._now(self.target_kl_schedule)
+        cap = self.scheduled(self.target_kl_schedule)
         if self.step_rule == "fixed_rate":
-            return FixedRate(self._now(self.step_size_schedule), max_divergence=cap)
+            return FixedRate(self.scheduled(self.step_size_schedule), max_divergence=cap)
         if self.step_rule == "optimizer":
             return OptimizerStep(self.policy.optimizer, self.max_grad_norm)
-        region = 2 * cap / unit if self.metric == "fisher" else self._now(self.target_distance_schedule)
+        region = 2 * cap / unit if self.metric == "fisher" else self.scheduled(self.target_distance_schedule)
         # n equal steps in a row are n^2 times as long (squared) as one: together they reach the region's edge
         radius = region / self.n_policy_updates**2
         return TrustRegion(radius, region, cap, self.line_search_shrinking_factor, self.line_search_max_iter)
 
     def train(self) -> None:
         """Update the actor, then the critic, from the rollout buffer."""
-        self._update_learning_rate(self.policy.optimizer)
         in_order = self.penalty is not None and self.penalty.embedding is not None
         rollout = rollout_in_order(self.rollout_buffer) if in_order else next(self.rollout_buffer.get(batch_size=None))
+        update_learning_rate(self.policy.optimizer, self.scheduled(self.actor_lr_schedule))
         self._update_policy(rollout)
+        self._update_learning_rate(self.policy.optimizer)
         self._update_critic(rollout)
         self._n_updates += 1
         self._log_update()
@@ -234,13 +240,13 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
             for index in minibatches(len(batch.advantages), batch_size, self.device):
                 reports.append(self._policy_step(batch if batch_size is None else batch.rows(index), unit))
             measured = self.measure(batch)
-            if self.step_rule == "optimizer" and measured.kl_divergence > 1.5 * self._now(self.target_kl_schedule):
+            if self.step_rule == "optimizer" and measured.kl_divergence > 1.5 * self.scheduled(self.target_kl_schedule):
                 break  # as PPO: this rule has no cap of its own
         if self.penalty is not None and self.n_penalized_epochs > 0:
             measured = self._penalized_epochs(batch)
         self._log_policy_update(reports, measured)
         if self.penalty is not None:
-            self._end_penalty(self.penalty, measured)
+            end_penalty(self, self.penalty, measured)
 
     def _penalized_epochs(self, batch: PolicyBatch) -> Measurement:
         """Epochs of the optimiser on the penalised surrogate, after the natural steps."""
@@ -253,7 +259,7 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
                 else:
                     self.natural_gradient.n_skipped += 1
             measured = self.measure(batch)
-            if measured.kl_divergence > 1.5 * self._now(self.target_kl_schedule):
+            if measured.kl_divergence > 1.5 * self.scheduled(self.target_kl_schedule):
                 break
         return measured
 
@@ -332,19 +338,6 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
                 losses.append(loss.detach())
         if losses:
             self.logger.record("train/value_loss", th.stack(losses).mean().item())
-
-    def _end_penalty(self, penalty: BehaviorPenalty, measured: Measurement) -> None:
-        """Adapt the coefficient to how far the rollout's update went, and log both."""
-        self.logger.record("train/wasserstein_coef", penalty.coefficient.item())
-        if penalty.standing is None:
-            return
-        distance = measured.penalty_distance if penalty.embedding is None else penalty.standing.distance
-        if self.distance != "kl":
-            self.logger.record("train/wasserstein_distance", distance)
-        if self.distance == "dual":
-            self.logger.record("train/n_dual_fallbacks", penalty.samples.n_fallbacks.item())
-        if self.adaptive_coef:
-            penalty.adapt(distance, self._now(self.target_distance_schedule))
 
     def _log_policy_update(self, reports: list[StepReport], measured: Measurement) -> None:
         ratios = [report.reduction_ratio for report in reports if report.reduction_ratio is not None]

@@ -38,6 +38,7 @@ BAD = [
     ("wasserstein_coef", [NAN, INF, None, "0.1"], (BGPG, BGWNPG)),
     ("entropic_reg", [0, -0.1, NAN], (BGPG, BGWNPG)),
     ("n_penalized_epochs", [-1, 1.5], (BGWNPG,)),
+    ("actor_learning_rate", [0, -0.1, NAN, "lin_0.1"], (BGWNPG,)),
     ("n_steps", [0, -1], ALL),
     ("batch_size", [0, -1, 1.5], ALL),
 ]

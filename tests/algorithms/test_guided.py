@@ -16,13 +16,14 @@ from sb3_wng import BGPG, BGWNPG, PG, WNPG
 from sb3_wng.algorithms.penalty import SampleTransport
 from sb3_wng.behavior import EMBEDDINGS, Trajectory, collect_trajectories, reference_points
 from sb3_wng.geometry import GaussianLaw
+from sb3_wng.optim.natural_gradient import StepReport
 
 EPOCHS = {"n_policy_updates": 6, "policy_batch_size": 16, "learning_rate": 3e-3}
 SAMPLED = ["sinkhorn", "dual"]
 # every class that has a coefficient, with every distance
 GUIDED = {
     **{f"BGPG-{distance}": (BGPG, {**EPOCHS, "distance": distance}) for distance in ("closed_form", "kl", *SAMPLED)},
-    "BGWNPG": (BGWNPG, {"policy_batch_size": 16, "learning_rate": 3e-3, "n_penalized_epochs": 6, "target_kl": None}),
+    "BGWNPG": (BGWNPG, {"policy_batch_size": 16, "actor_learning_rate": 3e-3, "n_penalized_epochs": 6, "target_kl": None}),
     "BGWNPG-several-natural-steps": (BGWNPG, {"n_penalized_epochs": 0, "policy_batch_size": None, "n_policy_updates": 4}),
 }
 
@@ -168,7 +169,7 @@ def test_an_adaptive_coefficient_brings_the_distance_to_its_target(small, chase,
 
 
 def test_kl_stops_the_penalised_epochs(small, chase, fill):
-    settings = {"policy_batch_size": 16, "learning_rate": 1e-2, "n_penalized_epochs": 50, "wasserstein_coef": 1e-6}
+    settings = {"policy_batch_size": 16, "actor_learning_rate": 1e-2, "n_penalized_epochs": 50, "wasserstein_coef": 1e-6}
     free = fill(small(BGWNPG, chase(), target_kl=None, **settings))
     stopped = fill(small(BGWNPG, chase(), target_kl=0.01, **settings))
     assert logged_update(stopped)["train/kl_divergence_loss"] < 0.3 * logged_update(free)["train/kl_divergence_loss"]
@@ -306,3 +307,28 @@ def test_the_rollout_before_and_the_potentials_survive_a_save(small, chase, tmp_
     loaded.set_env(model.env)
     loaded.set_logger(configure(None, []))
     assert loaded.learn(32, reset_num_timesteps=False).num_timesteps == 128
+
+
+def test_the_epochs_have_a_rate_of_their_own(small, chase, fill):
+    """It moves the actor and leaves the critic's Adam at ``learning_rate``; without it there is one rate."""
+    trained = {}
+    for rate in (1e-5, 1e-2, None):
+        model = fill(small(BGWNPG, chase(), learning_rate=1e-2, actor_learning_rate=rate, target_kl=None, seed=0))
+        torch.manual_seed(0)
+        model.train()
+        assert model.policy.optimizer.param_groups[0]["lr"] == 1e-2
+        trained[rate] = copy.deepcopy(model)
+    slow, fast, shared = trained.values()
+    assert all(torch.equal(p, q) for p, q in zip(fast.actor_parameters, shared.actor_parameters, strict=True))
+    assert not any(torch.equal(p, q) for p, q in zip(fast.actor_parameters, slow.actor_parameters, strict=True))
+    critics = zip(fast.critic_parameters, slow.critic_parameters, shared.critic_parameters, strict=True)
+    assert all(torch.equal(p, q) and torch.equal(p, r) for p, q, r in critics)
+
+
+def test_the_rate_of_the_epochs_may_be_a_schedule(small, chase, fill):
+    model = fill(small(BGWNPG, chase(), actor_learning_rate=lambda progress: progress, n_penalized_epochs=1))
+    model._current_progress_remaining = 0.0
+    before = [parameter.clone() for parameter in model.actor_parameters]
+    model.natural_gradient.step = lambda *args: StepReport(False, 0.0, None, None)
+    model.train()
+    assert all(torch.equal(p, q) for p, q in zip(before, model.actor_parameters, strict=True))
