@@ -92,7 +92,7 @@ def aggregate_figure(experiment: Experiment, table: pd.DataFrame) -> Figure:
     """Interquartile means with their intervals, and performance profiles."""
     style = styles(list(experiment.methods))
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
-    complete = {method: samples(table, method, experiment) for method in experiment.methods}
+    complete = {method: samples(table, method, experiment.environments) for method in experiment.methods}
     finished = {method: values for method, values in complete.items() if values is not None}
     thresholds = np.linspace(0, 1.1, 111)
     for position, (method, values) in enumerate(reversed(finished.items())):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from sb3_wng.benchmarks.runner import finished
 from sb3_wng.benchmarks.scores import (
     CONSTANTS,
     MIN_PAIRS,
+    Array,
     Estimate,
     final_returns,
     interquartile_mean,
@@ -158,36 +160,57 @@ def error_table(experiment: Experiment, runs: pd.DataFrame) -> str:
 
 
 def score_parts(experiment: Experiment, table: pd.DataFrame) -> list[str]:
-    """Aggregate scores, paired differences, and the claims that they allow."""
-    complete = {method: samples(table, method, experiment) for method in experiment.methods}
-    if all(values is None for values in complete.values()):
-        return ["Scores over all tasks, and paired differences, need a method with every task finished: there is none yet."]
-    aggregates = pd.DataFrame("", index=list(experiment.methods), columns=["score"])
-    differences = pd.DataFrame("", index=list(experiment.methods), columns=[f"less {name}" for name in experiment.baselines])
-    claims = []
-    for method, values in complete.items():
-        if values is None:
-            continue
-        aggregates.loc[method, "score"] = interval(interquartile_mean(values))
-        clear: dict[str, list[str]] = {"better": [], "worse": []}
-        for baseline in experiment.baselines:
-            reference = complete[baseline]
-            if reference is None or baseline == method:
-                continue
-            estimate = mean(paired_differences(values, reference))
-            differences.loc[method, f"less {baseline}"] = interval(estimate)
-            if estimate.is_clear:
-                clear["better" if estimate.value > 0 else "worse"].append(baseline)
-        claims += [f"- {method} is {word} than {' and '.join(others)}" for word, others in clear.items() if others]
+    """Aggregate scores and paired differences over all tasks, and the claims that they and single tasks allow."""
+    complete = {method: samples(table, method, experiment.environments) for method in experiment.methods}
     saturating = "".join(f", of the area under the curve for {figures.short(name)}" for name in experiment.saturating)
-    return [
+    parts = [
         f"Scores are (return - random) / (reference - random), both from [{CONSTANTS}]({CONSTANTS}){saturating}. "
-        "Interquartile mean over all tasks and seeds, and mean differences from the baselines paired by task and seed, with "
-        "95 % bootstrap intervals stratified by task (not corrected for the number of pairs):",
-        markdown(aggregates.join(differences)),
-        f"Differences whose interval excludes zero, with {MIN_PAIRS} paired seeds or more:",
+        "Intervals are 95 % bootstrap intervals, not corrected for the number of pairs."
+    ]
+    if any(values is not None for values in complete.values()):
+        aggregates = pd.DataFrame("", index=list(experiment.methods), columns=["score"])
+        for method, values in complete.items():
+            if values is not None:
+                aggregates.loc[method, "score"] = interval(interquartile_mean(values))
+        differences = pd.DataFrame(
+            "", index=list(experiment.methods), columns=[f"less {name}" for name in experiment.baselines]
+        )
+        for method, baseline, estimate in paired_estimates(experiment, complete):
+            differences.loc[method, f"less {baseline}"] = interval(estimate)
+        parts += [
+            "Interquartile mean over all tasks and seeds, and mean differences from the baselines paired by task and seed, "
+            "stratified by task:",
+            markdown(aggregates.join(differences)),
+        ]
+    claims = [f"- All tasks: {claim}" for claim in clear_differences(experiment, complete)]
+    for environment in experiment.environments:
+        of_task = {method: samples(table, method, [environment]) for method in experiment.methods}
+        claims += [f"- {figures.short(environment)}: {claim}" for claim in clear_differences(experiment, of_task)]
+    parts += [
+        f"Differences of scores, paired by seed, with {MIN_PAIRS} seeds or more, whose interval excludes zero, among what is "
+        "finished:",
         "\n".join(claims) if claims else "- none",
     ]
+    return parts
+
+
+def paired_estimates(experiment: Experiment, values: Mapping[str, list[Array] | None]) -> Iterator[tuple[str, str, Estimate]]:
+    """Mean differences of methods from baselines, both by name, where both are there."""
+    for method, baseline in itertools.product(experiment.methods, experiment.baselines):
+        first, second = values[method], values[baseline]
+        if method != baseline and first is not None and second is not None:
+            yield method, baseline, mean(paired_differences(first, second))
+
+
+def clear_differences(experiment: Experiment, values: Mapping[str, list[Array] | None]) -> Iterator[str]:
+    """A clause for each method that is clearly better or worse than a baseline."""
+    clear: dict[tuple[str, str], list[str]] = {}
+    for method, baseline, estimate in paired_estimates(experiment, values):
+        if estimate.is_clear:
+            word = "better" if estimate.value > 0 else "worse"
+            clear.setdefault((method, word), []).append(f"{baseline} ({interval(estimate)})")
+    for (method, word), others in clear.items():
+        yield f"{method} is {word} than {', '.join(others)}"
 
 
 def published_table(experiment: Experiment, returns: object) -> str:

@@ -9,7 +9,7 @@ with rliable: two calls replace it, while its dependency arch does not import wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,11 +141,11 @@ def minutes_to(score: float, runs: pd.DataFrame, experiment: Experiment, constan
     return groups.apply(minutes) if len(timed) else pd.Series(dtype=float)
 
 
-def samples(table: pd.DataFrame, algorithm: str, experiment: Experiment) -> list[Array] | None:
+def samples(table: pd.DataFrame, algorithm: str, environments: Collection[str]) -> list[Array] | None:
     """An algorithm's scores on each environment in order of seeds; ``None`` while one is unfinished."""
-    if any((algorithm, environment) not in table for environment in experiment.environments):
+    if any((algorithm, environment) not in table for environment in environments):
         return None
-    return [table[algorithm, environment].to_numpy() for environment in experiment.environments]
+    return [table[algorithm, environment].to_numpy() for environment in environments]
 
 
 def paired_differences(first: Sequence[Array], second: Sequence[Array]) -> list[Array]:

@@ -146,8 +146,8 @@ def test_only_clear_differences_are_called_better(tmp_path):
 
     text = write_fake(tmp_path, POLICY_GRADIENTS, value)
     claims = [line for line in text.splitlines() if line.startswith("- ")]
-    assert [line for line in claims if line.startswith("- WNPG is better than ")]
-    assert all(line.startswith("- WNPG is better than ") for line in claims), claims
+    assert len(claims) == 1 + len(POLICY_GRADIENTS.environments)
+    assert all(": WNPG is better than NPG (" in line for line in claims), claims
 
 
 def test_three_seeds_make_no_claim(tmp_path):
@@ -183,12 +183,15 @@ def test_tasks_without_runs_have_no_panels():
     assert [axes.get_title() for axes in figure.axes] == ["Done", "Done"]
 
 
-def test_nothing_is_said_of_scores_before_a_method_has_every_task(tmp_path):
-    text = write_fake(tmp_path, POLICY_GRADIENTS, lambda rank, share, seed: share)
-    assert "Differences whose interval excludes zero" in text
+def test_finished_tasks_are_compared_before_a_method_has_every_task(tmp_path):
+    text = write_fake(tmp_path, POLICY_GRADIENTS, lambda rank, share, seed: -100 * rank)
+    assert "Interquartile mean over all tasks" in text
+    assert "- All tasks: WNPG is better than" in text
     path = tmp_path / "policy_gradients.csv"
     rows = pd.read_csv(path)
-    rows[rows.environment == PENDULUM].to_csv(path, index=False)
+    rows[(rows.environment == PENDULUM) & (rows.algorithm != "NPG")].to_csv(path, index=False)
     text = report.learning_section(POLICY_GRADIENTS, tmp_path)
-    assert "need a method with every task finished" in text
-    assert "excludes zero" not in text
+    assert "Interquartile mean over all tasks" not in text
+    assert "All tasks:" not in text
+    assert "- InvertedDoublePendulum: WNPG is better than PPO (0.08 [0.08, 0.08])" in text
+    assert "than NPG" not in text
