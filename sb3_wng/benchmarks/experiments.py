@@ -125,8 +125,8 @@ PAPER = Published(
     },
 )
 RL_ZOO = Published(
-    "RL-Zoo's benchmark: one run each in the same simulator, evaluated deterministically, after 2M steps (TRPO on Hopper, and the "
-    "off-policy SAC and TQC: 1M)",
+    "RL-Zoo's benchmark: one run each in the same simulator, evaluated deterministically, after 2M steps (TRPO on Hopper, "
+    "and the off-policy SAC and TQC: 1M)",
     {
         "PPO, RL-Zoo": {WALKER: 2110, CHEETAH: 2925, HOPPER: 2575},
         "TRPO": {WALKER: 1483, CHEETAH: 2759, HOPPER: 2565},

@@ -203,10 +203,13 @@ def paired_estimates(experiment: Experiment, values: Mapping[str, list[Array] | 
 
 
 def clear_differences(experiment: Experiment, values: Mapping[str, list[Array] | None]) -> Iterator[str]:
-    """A clause for each method that is clearly better or worse than a baseline."""
+    """A clause for each method that is clearly better or worse than a baseline; two baselines are compared once."""
     clear: dict[tuple[str, str], list[str]] = {}
+    compared: set[frozenset[str]] = set()
     for method, baseline, estimate in paired_estimates(experiment, values):
-        if estimate.is_clear:
+        is_new = {method, baseline} not in compared
+        compared.add(frozenset({method, baseline}))
+        if is_new and estimate.is_clear:
             word = "better" if estimate.value > 0 else "worse"
             clear.setdefault((method, word), []).append(f"{baseline} ({interval(estimate)})")
     for (method, word), others in clear.items():

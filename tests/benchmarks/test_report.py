@@ -195,3 +195,6 @@ def test_finished_tasks_are_compared_before_a_method_has_every_task(tmp_path):
     assert "All tasks:" not in text
     assert "- InvertedDoublePendulum: WNPG is better than PPO (0.08 [0.08, 0.08])" in text
     assert "than NPG" not in text
+    clauses = [line for line in text.splitlines() if "PPO is " in line and line.startswith("- ")]
+    assert len(clauses) == 1  # TRPO's difference from PPO is not said twice
+    assert "better than TRPO" in clauses[0]
