@@ -116,6 +116,20 @@ def test_natural_particles_precondition_steins_direction_and_keep_their_region(s
     assert written["train/is_line_search_success"] > 0
 
 
+def test_particles_follow_a_schedule_of_their_radius(small, fill):
+    """0.08 at the start of training, 0.0008 near its end: steps are a tenth as long."""
+    schedule = {"target_distance": lambda progress: 0.08 * progress, "target_kl": None}
+    model = fill(small("wnpg", n_particles=1, n_steps=64, algorithm_kwargs=schedule))
+    start, lengths = model.policy.theta.clone(), []
+    for progress in (1.0, 0.01):
+        model.policy.theta.copy_(start)
+        particle = model.particles[0]
+        particle.begin(model.shares()[0], progress)
+        assert particle.natural_step(particle.gradient(), 1.0).accepted
+        lengths.append((model.policy.theta - start).norm().item())
+    assert 0.05 < lengths[1] / lengths[0] < 0.2
+
+
 @pytest.mark.parametrize("name", ["npg", "wnpg"])
 def test_one_natural_particle_takes_the_algorithms_own_step(small, fill, name):
     """Its direction, a positive multiple of the gradient, is solved, measured and line-searched as by the algorithm alone."""
