@@ -34,7 +34,8 @@ class NPG(NaturalPolicyGradient):
     :param n_policy_updates: Natural steps per rollout, which share the trust region (each gets ``1/n**2`` of the
         radius)
     :param cg_max_steps: Largest number of conjugate-gradient steps per solve, usually 5 to 25
-    :param cg_damping: Damping of the metric, in its own (relative) units; usually 0.01 to 0.3
+    :param cg_damping: Damping of the metric, in its own (relative) units; usually 0.01 to 0.3, and up to 10 where rollouts
+        of a good policy hardly show some states
     :param adaptive_damping: Adapt the damping by the Levenberg-Marquardt rule from the reduction ratio
     :param line_search_shrinking_factor: Factor in (0, 1) between successive trials of the line search
     :param line_search_max_iter: Trials of the line search; 0 takes the closed-form step unseen
