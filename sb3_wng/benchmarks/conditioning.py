@@ -3,7 +3,8 @@
 ``python -m sb3_wng.benchmarks.conditioning [--seeds 70 71 72] [--jobs 1] [--output FILE]`` trains WNPG and the plain gradient
 on eleven tasks and takes the Hessian of the surrogate, in the actor's parameters, on a fresh rollout of each trained policy.
 Its eigenvalues are Lanczos' (``scipy.sparse.linalg.eigsh``), of which the paper shows the ratios of the largest to the others.
-Settings are those in ``zoo_hyperparams/``, with WNPG's ``std_weight`` at 1. A run that is in the output file is not repeated.
+Settings are those in ``zoo_hyperparams/``, with WNPG's ``std_weight`` at 1 and constant radii. A run that is in the output
+file is not repeated.
 
 Columns: ``return``: mean of ten noise-free episodes (``random``: of random actions); ``ratio_i``: |lambda_1| / |lambda_i|, in
 order of magnitude.
@@ -31,7 +32,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_wng.algorithms.policy_gradient import NaturalPolicyGradient
 from sb3_wng.algorithms.surrogate import PolicyBatch, surrogate
-from sb3_wng.benchmarks.experiments import PROPER, Experiment, Method, make_model
+from sb3_wng.benchmarks.experiments import CONSTANT_RADIUS, PROPER, Experiment, Method, make_model
 from sb3_wng.benchmarks.figures import save, short
 from sb3_wng.benchmarks.markdown import markdown
 from sb3_wng.benchmarks.records import append_records, read_records
@@ -43,14 +44,15 @@ RATIOS = (2, 3, 5, 10, 20, 30, 50, 100)  # positions of the eigenvalues that are
 SUMMARY = 50  # the one that stands for a task
 N_STEPS = 4096  # of the fresh rollout
 N_EPISODES = 10
+PENDULUMS = [f"Inverted{name}BulletEnv-v0" for name in ("Pendulum", "DoublePendulum", "PendulumSwingup")]
 EXPERIMENT = Experiment(
     "conditioning",
     "",
-    {METRIC: Method("WNPG", "wnpg", PROPER), PLAIN: Method("PG", "pg")},
+    {METRIC: Method("WNPG", "wnpg", PROPER, dict.fromkeys(PENDULUMS, CONSTANT_RADIUS)), PLAIN: Method("PG", "pg")},
     dict.fromkeys(
         (
             *("CartPole-v1", "Pendulum-v1", "Acrobot-v1", "ReacherBulletEnv-v0"),
-            *(f"Inverted{name}BulletEnv-v0" for name in ("Pendulum", "DoublePendulum", "PendulumSwingup")),
+            *PENDULUMS,
             *(f"{name}BulletEnv-v0" for name in ("Hopper", "Walker2D", "HalfCheetah", "Ant")),
         ),
         50_000,

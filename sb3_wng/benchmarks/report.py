@@ -17,6 +17,7 @@ from sb3_wng.benchmarks import (
     penalty_cost,
     svpg_report,
     toy_report,
+    unseen_states,
 )
 from sb3_wng.benchmarks.experiments import EXPERIMENTS, Experiment
 from sb3_wng.benchmarks.markdown import markdown, number
@@ -291,6 +292,7 @@ SECTIONS: tuple[Callable[[Path], str], ...] = (
     penalty_cost.section,
     toy_report.section,
     *(lambda folder, e=experiment: learning_section(e, folder) for experiment in EXPERIMENTS.values()),
+    unseen_states.section,
     conditioning.section,
     svpg_report.section,
     evolution_report.section,
