@@ -143,7 +143,8 @@ POLICY_GRADIENTS = Experiment(
     "policy_gradients",
     "Our methods with the settings in `zoo_hyperparams/`, WNPG also as published (5 functions, one learning rate, without the "
     "paper's sweep); PPO at SB3's defaults and at RL-Zoo's settings, which are tuned for runs ten times as long; TRPO at "
-    "RL-Zoo's settings, and with a rollout of 2 x 512 steps and otherwise RL-Zoo's settings for the robots.",
+    "RL-Zoo's settings, and with a rollout of 2 x 512 steps and otherwise RL-Zoo's settings for the robots. Ours were tuned "
+    "on other seeds of HalfCheetah and InvertedDoublePendulum; PPO and TRPO were not tuned here.",
     {
         "WNPG": Method("WNPG", "wnpg"),
         "NPG": Method("NPG", "npg"),
