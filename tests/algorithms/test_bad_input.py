@@ -23,7 +23,6 @@ BAD = [
     ("target_distance", [0, -0.1, NAN, INF], (WNPG,)),
     ("target_kl", [0, -0.1, NAN], ALL),
     ("step_size", [0, -0.1, NAN], (WNPG,)),
-    *[(name, [lambda progress: 0.1 * (1 - progress)], (WNPG,)) for name in ("target_distance", "target_kl", "step_size")],
     ("std_weight", [0, -1.0, NAN], (WNPG,)),
     ("max_grad_norm", [0, -1.0], (WNPG, PG)),
     ("cg_damping", [-0.1, NAN, INF], (WNPG, NPG)),
@@ -49,6 +48,12 @@ TABLE = [(cls, name, value) for name, values, classes in BAD for value in values
 def test_the_message_names_the_bad_argument(small, cls, name, value):
     with pytest.raises(ValueError, match=rf"\b{name}\b"):
         small(cls, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["target_distance", "target_kl", "step_size", "actor_learning_rate"])
+def test_a_schedule_must_start_above_zero(small, name):
+    with pytest.raises(ValueError, match=rf"\b{name} at the start\b"):
+        small(BGWNPG, **{name: lambda progress: 0.1 * (1 - progress)})
 
 
 # None where a number is needed, text where RL-Zoo parses only learning rates, numbers that are not, whole ones as floats
