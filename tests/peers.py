@@ -83,6 +83,9 @@ EXCLUDED = {
         "test_identity.py::test_continuous": "2000 steps are 400 updates with A2C's n_steps=5, here one or two",
         "test_tensorboard.py::test_tensorboard": "expects a log folder with the name A2C_1",
     },
+    ("sb3", "bgwnpg"): {
+        "test_identity.py::test_discrete[env2-BGWNPG]": "a few updates instead of hundreds; MultiBinary ends at 87, not 90",
+    },
     ("contrib", "npg"): {
         "test_identity.py::test_discrete": "1500 steps are two updates; with its one seed MultiBinary ends at 87, not 90",
     },
