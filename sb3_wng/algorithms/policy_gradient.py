@@ -181,8 +181,8 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         super()._setup_model()
         self.actor_parameters, self.critic_parameters = actor_and_critic_parameters(self.policy, self.observation_space)
-        rate = self.learning_rate if self.actor_learning_rate is None else self.actor_learning_rate
-        self.actor_lr_schedule = FloatSchedule(rate)
+        rate = self.actor_learning_rate
+        self.actor_lr_schedule = self.lr_schedule if rate is None else FloatSchedule(rate)
         self.step_size_schedule = FloatSchedule(self.step_size)
         self.target_distance_schedule = FloatSchedule(self.target_distance)
         self.target_kl_schedule = FloatSchedule(math.inf if self.target_kl is None else self.target_kl)
