@@ -84,7 +84,8 @@ def learning_figure(experiment: Experiment, runs: pd.DataFrame) -> Figure:
             axes.grid(alpha=0.3)
     ordered = [method for method in experiment.methods if method in handles]
     lines = [handles[method] for method in ordered]
-    figure.legend(lines, ordered, loc="outside lower center", ncols=max(1, min(len(ordered), int(size[0] / 2))), frameon=False)
+    column = 0.8 + 0.09 * max(map(len, ordered), default=0)  # inches: handle, gap and letters
+    figure.legend(lines, ordered, loc="outside lower center", ncols=max(1, int(size[0] / column)), frameon=False)
     return figure
 
 
