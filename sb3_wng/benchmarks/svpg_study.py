@@ -113,6 +113,7 @@ def ablations() -> dict[str, Setting]:
     settings = {name: Setting({"algorithm": "pg", **change}) for name, change in changes.items()}
     for mode in ("svpg", "independent", "radial"):
         settings[f"raw angle, {mode}"] = Setting({"algorithm": "pg", "mode": mode}, task={"observation": "raw"})
+        settings[f"linear baseline, {mode}"] = Setting({"algorithm": "pg_linear", "mode": mode})
     return settings
 
 
@@ -228,7 +229,7 @@ def measure_speed(path: Path, n_iterations: int = 3) -> None:
         env = make_batched(SWING_UP, 20, seed=0)
         agent = A2C("MlpPolicy", env, n_steps=n_steps, policy_kwargs=NETWORK, device="cpu", seed=0)
         record(f"SB3 A2C, 20 environments, n_steps {n_steps}", steps_per_second(agent, 20 * N_STEPS), "steps/s")
-    for name, critic in (("pg", {}), ("a2c", CRITIC)):
+    for name, critic in (("pg", {}), ("pg_linear", {}), ("a2c", CRITIC)):
         model = make_model(Setting({"algorithm": name, "algorithm_kwargs": critic}), SWING_UP, 0)
         record(f"SVPG {name}, 16 x 20 environments", steps_per_second(model, n_iterations * N_COLUMNS * N_STEPS), "steps/s")
     for n, p in ((16, 6852), (64, 6852), (16, 100_000), (64, 100_000)):

@@ -1,5 +1,6 @@
 """Agents that are updated jointly: one VecEnv, one matrix of parameters, one direction for each row of it."""
 
+from sb3_wng.population.baselines import LinearBaseline
 from sb3_wng.population.directions import PopulationDirection, behavior_repulsion, population_direction
 from sb3_wng.population.policies import PopulationPolicy
 from sb3_wng.population.population import Population
@@ -12,6 +13,7 @@ __all__ = [
     "AnnealedCoefficient",
     "AnnealedTemperature",
     "CyclicalTemperature",
+    "LinearBaseline",
     "Population",
     "PopulationDirection",
     "PopulationPolicy",

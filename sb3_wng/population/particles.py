@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch as th
@@ -23,6 +23,7 @@ from sb3_wng.algorithms.policy_metrics import policy_metrics
 from sb3_wng.algorithms.rollouts import policy_actions, rollout_in_order, select
 from sb3_wng.algorithms.wnpg import WNPG
 from sb3_wng.optim import StepReport, Trial
+from sb3_wng.population.baselines import LinearBaseline
 
 CHUNK = 2500  # samples per backward pass: fewer have more overhead, more do not fit a cache
 
@@ -35,18 +36,22 @@ class Kind:
     :param arguments: their defaults
     :param is_natural: each particle preconditions its direction and takes its own step; else Adam takes all steps
     :param has_critic: otherwise returns-to-go take the place of advantages
+    :param has_baseline: linear, subtracted from returns-to-go
     """
 
     algorithm: type[NaturalPolicyGradient]
     arguments: dict[str, Any]
     is_natural: bool
     has_critic: bool = True
+    has_baseline: bool = False
 
 
 _PLAIN = {"metric": "euclidean", "step_rule": "optimizer"}
+_REINFORCE = Kind(NaturalPolicyGradient, {**_PLAIN, "n_critic_updates": 0}, is_natural=False, has_critic=False)
 KINDS = {
     "a2c": Kind(NaturalPolicyGradient, {**_PLAIN, "batch_size": 256, "n_critic_updates": 5}, is_natural=False),
-    "pg": Kind(NaturalPolicyGradient, {**_PLAIN, "n_critic_updates": 0}, is_natural=False, has_critic=False),
+    "pg": _REINFORCE,
+    "pg_linear": replace(_REINFORCE, has_baseline=True),
     "npg": Kind(NPG, {}, is_natural=True),
     "wnpg": Kind(WNPG, {}, is_natural=True),
 }
@@ -80,6 +85,7 @@ class Particle:
     def __init__(self, kind: Kind, learner: NaturalPolicyGradient) -> None:
         self.kind = kind
         self.learner = learner
+        self.baseline = LinearBaseline(learner.observation_space).to(learner.device) if kind.has_baseline else None
         learner.set_logger(Logger(None, []))  # the population logs means over the particles
 
     @property
@@ -101,6 +107,10 @@ class Particle:
         learner = self.learner
         learner.rollout_buffer = buffer
         learner._current_progress_remaining = progress_remaining
+        if self.baseline is not None:
+            self.features = self.baseline.features(buffer)
+            self.returns = th.as_tensor(buffer.returns).flatten()
+            buffer.advantages = buffer.returns - self.baseline(self.features).cpu().numpy().reshape(buffer.returns.shape)
         self.rollout = rollout_in_order(buffer) if in_order else next(buffer.get(batch_size=None))
         learner._refresh_batch_statistics(self.rollout)
         learner.policy.set_training_mode(False)
@@ -139,7 +149,9 @@ class Particle:
         return report
 
     def update_critic(self) -> None:
-        """Fit the critic to the rollout's returns."""
+        """Fit the critic or the baseline to the rollout's returns."""
+        if self.baseline is not None:
+            self.baseline.fit(self.features, self.returns)
         self.learner._update_learning_rate(self.policy.optimizer)
         self.learner._update_critic(self.rollout)
         if self.kind.has_critic:
@@ -152,6 +164,8 @@ class Particle:
         # a deep copy: an optimiser takes over the tensors that it is given
         self.policy.optimizer.load_state_dict(copy.deepcopy(other.policy.optimizer.state_dict()))
         self.learner.natural_gradient.load_state_dict(other.learner.natural_gradient.state_dict())
+        if self.baseline is not None and other.baseline is not None:
+            self.baseline.load_state_dict(other.baseline.state_dict())
 
 
 def standardized(advantages: th.Tensor) -> th.Tensor:

@@ -109,6 +109,9 @@ class Population(OnPolicyAlgorithm):
         self.natural_gradients = nn.ModuleList(learner.natural_gradient for learner in learners)
         if learners[0].uses_kernel:
             self.kernel_metrics = nn.ModuleList(learner.kernel_metric for learner in learners)
+        baselines = [particle.baseline for particle in self.particles if particle.baseline is not None]
+        if baselines:
+            self.baselines = nn.ModuleList(baselines)
         self.rollout_buffer = self.rollout_buffer_class(
             self.n_steps,
             self.observation_space,
@@ -328,8 +331,7 @@ class Population(OnPolicyAlgorithm):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         modules = ["critic_optimizers", "natural_gradients"]
-        if hasattr(self, "kernel_metrics"):
-            modules.append("kernel_metrics")
+        modules += [name for name in ("kernel_metrics", "baselines") if hasattr(self, name)]
         return ["policy", "policy.optimizer", *modules], []
 
     def _excluded_save_params(self) -> list[str]:

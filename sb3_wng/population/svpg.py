@@ -24,24 +24,26 @@ class SVPG(Population):
     Stein Variational Policy Gradient (SVPG): particles that ascend the return, share gradients and keep apart.
 
     Every particle i moves along ``1/n sum_j [k_ij grad_j (J/temperature + log prior) + grad_j k_ij]``. Actors alone are
-    coupled; every particle has its own critic, rollouts and environments. ``"pg"`` and ``"a2c"`` hand the directions to
-    Adam; ``"npg"`` and ``"wnpg"`` precondition them by each particle's own metric and take its own trust-region step.
+    coupled; every particle has its own critic, rollouts and environments. ``"pg"``, ``"pg_linear"`` and ``"a2c"`` hand the
+    directions to Adam; ``"npg"`` and ``"wnpg"`` precondition them by each particle's own metric and take its own
+    trust-region step.
 
     Paper: https://arxiv.org/abs/1704.02399 (Liu, Ramachandran, Liu & Peng, 2017), eq. 6.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy or a class)
     :param env: The environment to learn from. An id makes ``n_particles * n_envs_per_particle`` of it; a VecEnv's columns are
         split evenly, in order. :func:`sb3_wng.envs.make_batched` environments are by far the fastest
-    :param algorithm: ``"pg"`` (REINFORCE: discounted returns-to-go, standardised), ``"a2c"`` (advantages by GAE), ``"npg"``,
-        ``"wnpg"``, or one of these classes
+    :param algorithm: ``"pg"`` (REINFORCE: discounted returns-to-go, standardised), ``"pg_linear"`` (less a linear baseline,
+        :class:`sb3_wng.population.LinearBaseline`), ``"a2c"`` (advantages by GAE), ``"npg"``, ``"wnpg"``, or one of these
+        classes
     :param n_particles: Number of particles, 16 in the paper
     :param temperature: Weight of diversity against return; a number or a schedule of the remaining progress (1 to 0), see
         :mod:`sb3_wng.population.schedules`. Refers to standardised advantages; usually 1 to 30
-    :param learning_rate: Of Adam on Stein's directions (``"pg"`` and ``"a2c"``; the others take their own steps); a float or
+    :param learning_rate: Of Adam on Stein's directions (not ``"npg"`` and ``"wnpg"``, which take their own steps); a float or
         a schedule. The critics' is in ``algorithm_kwargs``
     :param n_steps: Steps per environment and rollout
     :param gamma: Discount factor
-    :param gae_lambda: Bias-variance trade-off of the generalized advantage estimator (``"pg"`` has none)
+    :param gae_lambda: Bias-variance trade-off of the generalized advantage estimator (``"pg"`` and ``"pg_linear"`` have none)
     :param mode: ``"svpg"``, or a control: ``"independent"`` (no interaction), ``"joint"`` (one agent with all environments),
         ``"coupling"`` (shared gradients, no repulsion), ``"radial"`` (no interaction, only the growth of the parameters that
         repulsion amounts to in high dimension)

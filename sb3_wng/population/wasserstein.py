@@ -49,8 +49,8 @@ class WassersteinPopulation(Population):
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy or a class)
     :param env: The environment to learn from. An id makes ``n_policies * n_envs_per_policy`` of it; a VecEnv's columns are
         split evenly, in order. :func:`sb3_wng.envs.make_batched` environments are by far the fastest
-    :param algorithm: ``"pg"`` (REINFORCE: discounted returns-to-go), ``"a2c"`` (advantages by GAE), ``"npg"``, ``"wnpg"``, or
-        one of these classes
+    :param algorithm: ``"pg"`` (REINFORCE: discounted returns-to-go), ``"pg_linear"`` (less a linear baseline), ``"a2c"``
+        (advantages by GAE), ``"npg"``, ``"wnpg"``, or one of these classes
     :param n_policies: Number of policies k
     :param wasserstein_coef: A number, a matrix (k, k) whose row i is what policy i feels (the diagonal is ignored), or a
         function of the remaining progress (1 to 0) that returns either, such as
@@ -66,11 +66,11 @@ class WassersteinPopulation(Population):
         space (m, d), :class:`~sb3_wng.behavior.Trajectories`, a list of :class:`~sb3_wng.behavior.Trajectory`, a trained SB3
         model with an environment, or a pair (model, environment)
     :param reference_coef: Coefficient of the distance from the reference, a number or a schedule
-    :param learning_rate: Of the actors' Adam (``"pg"`` and ``"a2c"``; the others take their own steps); a float or a
+    :param learning_rate: Of the actors' Adam (not ``"npg"`` and ``"wnpg"``, which take their own steps); a float or a
         schedule. The critics' is in ``algorithm_kwargs``
     :param n_steps: Steps per environment and rollout
     :param gamma: Discount factor
-    :param gae_lambda: Bias-variance trade-off of the generalized advantage estimator (``"pg"`` has none)
+    :param gae_lambda: Bias-variance trade-off of the generalized advantage estimator (``"pg"`` and ``"pg_linear"`` have none)
     :param normalize_advantage: Standardise the advantages over each policy's rollout
     :param n_envs_per_policy: Environments of each policy where ``env`` is an id
     :param algorithm_kwargs: Arguments of the policies' algorithm: ``target_distance``, ``n_critic_updates``, ``batch_size``

@@ -53,7 +53,7 @@ def small():
         settings = {**SMALL, **settings}
         if not isinstance(env, str) and callable(env):
             env = make_vec_env(env, n_envs=2 * settings["n_particles"], seed=0)
-        given = {} if algorithm == "pg" else KWARGS
+        given = {} if algorithm.startswith("pg") else KWARGS
         return SVPG(
             policy,
             env,
@@ -66,7 +66,7 @@ def small():
     return build
 
 
-@pytest.fixture(params=["pg", "a2c", "npg", "wnpg"])
+@pytest.fixture(params=["pg", "pg_linear", "a2c", "npg", "wnpg"])
 def algorithm(request):
     """Each algorithm in turn."""
     return request.param

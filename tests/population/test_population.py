@@ -214,7 +214,7 @@ def test_an_environment_id_makes_one_environment_or_more_for_each_particle(small
     ("settings", "message"),
     [
         ({"algorithm": "ppo"}, "no one gradient of the return"),
-        ({"algorithm": "sac"}, "algorithm must be one of 'a2c', 'pg', 'npg', 'wnpg'"),
+        ({"algorithm": "sac"}, "algorithm must be one of 'a2c', 'pg', 'pg_linear', 'npg', 'wnpg'"),
         ({"n_particles": 0}, "n_particles must be an integer >= 1"),
         ({"temperature": 0.0}, "temperature must be a finite number > 0"),
         ({"temperature": lambda remaining: 10 * remaining}, "schedule gives 0.0 at a remaining progress of 0.0"),
@@ -292,6 +292,7 @@ def test_returns_and_logs_are_kept_for_every_particle(small, chase):
 
 VARIANTS = {
     "pg": {},
+    "pg_linear": {},
     "a2c": {},
     "npg": {"algorithm_kwargs": {"adaptive_damping": True}},
     "wnpg": {"algorithm_kwargs": {"metric": "kernel", "n_basis": 5}},

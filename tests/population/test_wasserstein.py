@@ -28,7 +28,7 @@ def walkers():
 
     def build(n_policies=2, algorithm="pg", n_columns=30, normalize=False, **settings):
         env = make_batched("TwoGoals-v0", n_policies * n_columns, seed=0)
-        kwargs = {} if algorithm == "pg" else {"batch_size": 200, "n_critic_updates": 2}
+        kwargs = {} if algorithm.startswith("pg") else {"batch_size": 200, "n_critic_updates": 2}
         return WassersteinPopulation(
             "MlpPolicy",
             VecNormalize(env, norm_reward=False) if normalize else env,
@@ -100,10 +100,10 @@ def test_both_distances_repel(walkers, distance):
     assert far > 1.5 * near
 
 
-@pytest.mark.parametrize("algorithm", ["pg", "a2c", "npg", "wnpg"])
+@pytest.mark.parametrize("algorithm", ["pg", "pg_linear", "a2c", "npg", "wnpg"])
 def test_a_coefficient_of_zero_is_independent_training(walkers, algorithm):
     model = walkers(3, algorithm, wasserstein_coef=0.0)
-    kwargs = {} if algorithm == "pg" else {"batch_size": 200, "n_critic_updates": 2}
+    kwargs = {} if algorithm.startswith("pg") else {"batch_size": 200, "n_critic_updates": 2}
     other = SVPG(
         "MlpPolicy",
         make_batched("TwoGoals-v0", 90, seed=0),
