@@ -15,6 +15,7 @@ import argparse
 import math
 import multiprocessing
 import time
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,13 +26,16 @@ import torch
 from numpy.typing import NDArray
 from stable_baselines3 import A2C
 from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor
 
+from sb3_wng.benchmarks.cross_entropy import CrossEntropy
 from sb3_wng.benchmarks.records import append_records, read_records, write_records
 from sb3_wng.envs import make_batched
 from sb3_wng.geometry import kernel_repulsion, median_bandwidth, particle_kernel, squared_distances, svgd_direction
 from sb3_wng.population import SVPG, AnnealedTemperature, CyclicalTemperature
 
 N_COLUMNS, N_STEPS = 320, 500  # 16 particles x 20 environments x one horizon: 10,000 steps per particle and iteration
+N_PARTICLES = 16
 N_RECORDS = 50  # points of a learning curve
 SWING_UP, DOUBLE_PENDULUM = "RllabCartPoleSwingUp-v0", "RllabDoublePendulum-v0"
 CART_POLE, MOUNTAIN_CAR = "RllabCartPole-v0", "RllabMountainCar-v0"
@@ -48,12 +52,14 @@ class Setting:
     :param environments: and the best return that the paper reports on each, if it does
     :param task: options of the environment
     :param n_columns: environments of all particles together
+    :param is_cross_entropy: :class:`CrossEntropy` in place of SVPG
     """
 
     arguments: dict[str, Any] = field(default_factory=dict)
     environments: dict[str, float | None] = field(default_factory=lambda: {SWING_UP: None})
     task: dict[str, Any] = field(default_factory=dict)
     n_columns: int = N_COLUMNS
+    is_cross_entropy: bool = False
 
 
 # Best test returns: Table 1; CartPole and MountainCar are read off Fig. 2 and the same for all but joint
@@ -114,6 +120,7 @@ def ablations() -> dict[str, Setting]:
     for mode in ("svpg", "independent", "radial"):
         settings[f"raw angle, {mode}"] = Setting({"algorithm": "pg", "mode": mode}, task={"observation": "raw"})
         settings[f"linear baseline, {mode}"] = Setting({"algorithm": "pg_linear", "mode": mode})
+    settings["one CEM per particle"] = Setting({"algorithm": "pg"}, is_cross_entropy=True)
     return settings
 
 
@@ -134,18 +141,20 @@ class Curve(BaseCallback):
         self.n_rollouts += 1
         if self.n_rollouts % self.interval:
             return
-        model = self.model
-        assert isinstance(model, SVPG)
-        logged, returns = model.logger.name_to_value, model.mean_returns
+        assert isinstance(self.model, SVPG)
+        self.record(self.model.mean_returns, self.num_timesteps, self.model.policy.theta, self.model.logger.name_to_value)
+
+    def record(self, returns: NDArray[np.float64], timesteps: int, parameters: Tensor, logged: Mapping[str, float]) -> None:
+        """A point of the curve: particles' returns (n,), steps so far, parameters (n, p), and what the algorithm logs."""
         self.records.append(
             {
                 "iteration": self.n_rollouts,
-                "timesteps": self.num_timesteps,
+                "timesteps": timesteps,
                 "return_best": f"{returns.max():.2f}",
                 "return_mean": f"{returns.mean():.2f}",
                 "kernel_mean": f"{logged.get('train/kernel_mean', 0):.5f}",
                 "repulsion_ratio": f"{logged.get('train/repulsion_ratio', 0):.4f}",
-                "parameter_norm": f"{model.policy.theta.norm(dim=1).mean().item():.3f}",
+                "parameter_norm": f"{parameters.norm(dim=1).mean().item():.3f}",
                 "wall_seconds": f"{time.perf_counter() - self._start[0]:.1f}",
                 "cpu_seconds": f"{time.process_time() - self._start[1]:.1f}",
                 "particle_returns": " ".join(f"{value:.1f}" for value in returns),
@@ -153,10 +162,21 @@ class Curve(BaseCallback):
         )
 
 
+def evolve(setting: Setting, environment: str, seed: int, curve: Curve, n_iterations: int) -> None:
+    """Cross-entropy methods on a setting's columns; a particle's return is the mean over its candidates."""
+    candidates = replace(setting, arguments={**setting.arguments, "n_particles": setting.n_columns})
+    evolution = CrossEntropy(make_model(candidates, environment, seed), setting.arguments.get("n_particles", N_PARTICLES))
+    for iteration in range(1, n_iterations + 1):
+        returns = evolution.iterate().mean(axis=1)
+        curve.n_rollouts = iteration
+        if iteration % curve.interval == 0:
+            curve.record(returns, iteration * N_STEPS * setting.n_columns, evolution.means, {})
+
+
 def make_model(setting: Setting, environment: str, seed: int) -> SVPG:
     """The population, with the paper's settings where nothing else is given."""
     env = make_batched(environment, setting.n_columns, seed=seed, **setting.task)
-    arguments = {"n_particles": 16, "temperature": 10.0, "policy_kwargs": NETWORK, **setting.arguments}
+    arguments = {"n_particles": N_PARTICLES, "temperature": 10.0, "policy_kwargs": NETWORK, **setting.arguments}
     return SVPG("MlpPolicy", env, n_steps=N_STEPS, stats_window_size=20, seed=seed, device="cpu", **arguments)
 
 
@@ -170,10 +190,13 @@ def run(
     setting = experiments()[experiment][name]
     n_iterations = max(1, round(ITERATIONS[environment] * share))
     curve = Curve(n_iterations)
-    model = make_model(setting, environment, seed)
-    model.learn(n_iterations * N_STEPS * setting.n_columns, callback=curve, log_interval=n_iterations + 1)
-    if models is not None:
-        model.save(models / f"{experiment}-{name}-{environment}-{seed}".replace(" ", "_"))
+    if setting.is_cross_entropy:
+        evolve(setting, environment, seed, curve, n_iterations)
+    else:
+        model = make_model(setting, environment, seed)
+        model.learn(n_iterations * N_STEPS * setting.n_columns, callback=curve, log_interval=n_iterations + 1)
+        if models is not None:
+            model.save(models / f"{experiment}-{name}-{environment}-{seed}".replace(" ", "_"))
     key = {"experiment": experiment, "algorithm": name, "environment": environment, "seed": seed, "share": f"{share:g}"}
     published = setting.environments[environment]
     return [{**key, "published": "" if published is None else published, **record} for record in curve.records]

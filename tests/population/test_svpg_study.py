@@ -9,9 +9,11 @@ pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
 
 import pandas as pd
+import torch
 
 from sb3_wng import SVPG
 from sb3_wng.benchmarks import svpg_report, svpg_study
+from sb3_wng.benchmarks.cross_entropy import CrossEntropy, refit
 from sb3_wng.benchmarks.records import append_records
 
 SETTINGS = {(name, label): s for name, table in svpg_study.experiments().items() for label, s in table.items()}
@@ -75,6 +77,48 @@ def test_best_returns_and_the_iterations_to_come_close_are_read_off_the_curve():
     constant = {"algorithm": "a", "environment": "e", "seed": 0, "share": 1.0, "repulsion_ratio": 0.5, "parameter_norm": 2.0}
     run = svpg_report.summary(curve.assign(**constant, published=10.0)).iloc[0]
     assert (run.best, run.iterations, run["best at the end"]) == (100, 2, 90)
+
+
+def test_candidates_that_do_best_make_the_next_gaussian():
+    candidates = torch.arange(16.0).reshape(2, 8, 1).expand(2, 8, 3)
+    returns = torch.stack([torch.arange(8.0), -torch.arange(8.0)])
+    means, stds = refit(candidates, returns)
+    torch.testing.assert_close(means, torch.tensor([[6.5] * 3, [8.5] * 3]))  # the best two of eight
+    torch.testing.assert_close(stds, torch.full((2, 3), 0.5**0.5))
+
+
+def test_cross_entropy_methods_learn_apart_from_each_other(tiny):
+    setting = svpg_study.Setting({"algorithm": "pg", "policy_kwargs": {"net_arch": [4]}}, n_columns=48)
+    candidates = replace(setting, arguments={**setting.arguments, "n_particles": 48})
+    model = svpg_study.make_model(candidates, svpg_study.MOUNTAIN_CAR, 0)
+    evolution = CrossEntropy(model, 2)
+    theta = evolution.means.clone()
+    # The return is minus the first parameter: an environment that asks for nothing but a step each
+    evolution._episodes = lambda: -model.policy.theta[:, 0].numpy() * np.repeat([1, -1], 24)
+    for _ in range(10):
+        evolution.iterate()
+    assert evolution.means[0, 0] < theta[0, 0] - 0.3
+    assert evolution.means[1, 0] > theta[1, 0] + 0.3
+    assert (evolution.stds > 0).all()
+    with pytest.raises(ValueError, match="cannot be dealt to 5"):
+        CrossEntropy(model, 5)
+
+
+def test_an_episode_counts_until_its_end(tiny):
+    """Columns start anew by themselves; what they earn after that is not the candidate's."""
+    setting = svpg_study.Setting({"algorithm": "pg", "n_particles": 8}, n_columns=8, task={"max_episode_steps": 10})
+    evolution = CrossEntropy(svpg_study.make_model(setting, svpg_study.MOUNTAIN_CAR, 0), 2)
+    returns = evolution.iterate()
+    assert (returns.min() >= -10) & (returns.max() < -9)  # about -1 per step, in rollouts of 20
+
+
+def test_cross_entropy_runs_are_recorded_as_others(tiny, monkeypatch):
+    setting = svpg_study.Setting({"algorithm": "pg", "n_particles": 4}, n_columns=8, is_cross_entropy=True)
+    monkeypatch.setattr(svpg_study, "experiments", lambda: {"ablations": {"CEM": setting}})
+    records = svpg_study.run("ablations", "CEM", svpg_study.SWING_UP, 0, 0.5, None)
+    assert [record["iteration"] for record in records] == [1, 2]
+    assert records[-1]["timesteps"] == 2 * 20 * 8
+    assert len(str(records[-1]["particle_returns"]).split()) == 4
 
 
 def test_visits_are_shares_of_the_time(tmp_path):
