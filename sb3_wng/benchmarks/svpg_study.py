@@ -3,7 +3,8 @@
 ``table`` is Table 1 of Liu et al. (2017, arXiv 1704.02399), ``temperature`` its Fig. 4, ``population_size`` the study that the
 paper leaves out (equal total steps), ``ablations`` takes the method apart. All run on rllab's tasks, natively batched. A run
 that is already in the output file is not repeated; ``--share 0.1`` runs a tenth of the published iterations. ``speed``
-measures env steps per CPU second against SB3's A2C; ``visitation`` where the best four particles of each saved population go.
+measures env steps per CPU second against SB3's A2C and TD3; ``visitation`` where the best four particles of each saved
+population go.
 
 Columns: ``return_best`` and ``return_mean`` are over the particles, each the mean of its last 20 training episodes;
 ``particle_returns`` has all of them.
@@ -24,7 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from stable_baselines3 import A2C
+from stable_baselines3 import A2C, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
@@ -240,7 +242,7 @@ def write_visitation(models: Path, path: Path) -> None:
 
 
 def measure_speed(path: Path, n_iterations: int = 3) -> None:
-    """Env steps per CPU second of 16 particles and of SB3's A2C, and the Stein update's share, all in one process."""
+    """Env steps per CPU second of 16 particles and of SB3's A2C and TD3, and the Stein update's share, all in one process."""
     torch.set_num_threads(1)
     records: list[dict[str, object]] = []
 
@@ -252,6 +254,8 @@ def measure_speed(path: Path, n_iterations: int = 3) -> None:
         env = make_batched(SWING_UP, 20, seed=0)
         agent = A2C("MlpPolicy", env, n_steps=n_steps, policy_kwargs=NETWORK, device="cpu", seed=0)
         record(f"SB3 A2C, 20 environments, n_steps {n_steps}", steps_per_second(agent, 20 * N_STEPS), "steps/s")
+    off_policy = TD3("MlpPolicy", make_batched(SWING_UP, 1, seed=0), policy_kwargs=NETWORK, device="cpu", seed=0)
+    record("SB3 TD3, 1 environment", steps_per_second(off_policy, 1000, off_policy.learning_starts), "steps/s")
     for name, critic in (("pg", {}), ("pg_linear", {}), ("a2c", CRITIC)):
         model = make_model(Setting({"algorithm": name, "algorithm_kwargs": critic}), SWING_UP, 0)
         record(f"SVPG {name}, 16 x 20 environments", steps_per_second(model, n_iterations * N_COLUMNS * N_STEPS), "steps/s")
@@ -267,9 +271,9 @@ def measure_speed(path: Path, n_iterations: int = 3) -> None:
     append_records(path, records)
 
 
-def steps_per_second(model: A2C | SVPG, n_timesteps: int) -> float:
+def steps_per_second(model: BaseAlgorithm, n_timesteps: int, start_timesteps: int = 1) -> float:
     """CPU time of training after a short start."""
-    model.learn(1)
+    model.learn(start_timesteps)
     start = time.process_time()
     n_before = model.num_timesteps
     model.learn(n_timesteps, reset_num_timesteps=False)
