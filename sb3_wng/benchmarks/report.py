@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,14 +94,17 @@ def learning_section(experiment: Experiment, folder: Path) -> str:
             "Median distance from the best return after a quarter, half and all of the steps:",
             error_table(experiment, runs),
         ]
-    if experiment.saturating:
-        areas = mean_returns(runs[runs.environment.isin(experiment.saturating)], experiment)
+    if experiment.baselines or experiment.saturating:
         parts += [
-            "Area under the learning curve (mean return over all of training) where the final return saturates:",
-            markdown(returns_table(experiment, areas)[[figures.short(name) for name in experiment.saturating]]),
+            "Area under the learning curve (mean return over all of training):",
+            markdown(returns_table(experiment, mean_returns(runs, experiment))),
         ]
     if experiment.baselines:
         parts += score_parts(experiment, scores(runs, experiment, read_constants(folder)))
+        by_area = replace(experiment, saturating=tuple(experiment.environments))
+        others = [name for name in experiment.environments if name not in experiment.saturating]
+        claims = claims_of_tasks(experiment, scores(runs, by_area, read_constants(folder)), others)
+        parts += ["The same of areas under the curve, where the score is of the final return:", bullets(claims)]
         parts += [
             f"Median minutes until returns reach a score of {THRESHOLD}, and in how many runs they do (*never*: in fewer than "
             "half; runs that were suspended meanwhile have no clock and are left out):",
@@ -183,16 +187,27 @@ def score_parts(experiment: Experiment, table: pd.DataFrame) -> list[str]:
             "stratified by task:",
             markdown(aggregates.join(differences)),
         ]
-    claims = [f"- All tasks: {claim}" for claim in clear_differences(experiment, complete)]
-    for environment in experiment.environments:
-        of_task = {method: samples(table, method, [environment]) for method in experiment.methods}
-        claims += [f"- {figures.short(environment)}: {claim}" for claim in clear_differences(experiment, of_task)]
+    claims = [f"All tasks: {claim}" for claim in clear_differences(experiment, complete)]
+    claims += claims_of_tasks(experiment, table, experiment.environments)
     parts += [
         f"Differences of scores, paired by seed, with {MIN_PAIRS} seeds or more, whose interval excludes zero, among what is "
         "finished:",
-        "\n".join(claims) if claims else "- none",
+        bullets(claims),
     ]
     return parts
+
+
+def claims_of_tasks(experiment: Experiment, table: pd.DataFrame, environments: Iterable[str]) -> list[str]:
+    """What may be said of single tasks, by a table of scores."""
+    claims = []
+    for environment in environments:
+        of_task = {method: samples(table, method, [environment]) for method in experiment.methods}
+        claims += [f"{figures.short(environment)}: {claim}" for claim in clear_differences(experiment, of_task)]
+    return claims
+
+
+def bullets(claims: Sequence[str]) -> str:
+    return "\n".join(f"- {claim}" for claim in claims or ["none"])
 
 
 def paired_estimates(experiment: Experiment, values: Mapping[str, list[Array] | None]) -> Iterator[tuple[str, str, Estimate]]:

@@ -145,9 +145,21 @@ def test_only_clear_differences_are_called_better(tmp_path):
         return (500 if rank == 0 else 0) + 1000 * share + 100 * (-1) ** (rank + seed)
 
     text = write_fake(tmp_path, POLICY_GRADIENTS, value)
-    claims = [line for line in text.splitlines() if line.startswith("- ")]
+    of_scores, of_areas = text.split("The same of areas")
+    claims, areas = ([line for line in part.splitlines() if line.startswith("- ")] for part in (of_scores, of_areas))
     assert len(claims) == 1 + len(POLICY_GRADIENTS.environments)
-    assert all(": WNPG is better than NPG (" in line for line in claims), claims
+    assert len(areas) == len(POLICY_GRADIENTS.environments) - len(POLICY_GRADIENTS.saturating)
+    assert all(": WNPG is better than NPG (" in line for line in claims + areas), claims + areas
+
+
+def test_a_method_that_learns_faster_to_the_same_end_is_better_by_area_alone(tmp_path):
+    def value(rank, share, seed):
+        return 1000 * share ** (0.5 if rank == 0 else 1.0) if share < 1 else 1000.0
+
+    hopper = dataclasses.replace(POLICY_GRADIENTS, environments={"HopperBulletEnv-v0": 200_000}, saturating=(), n_bins=10)
+    of_scores, of_areas = write_fake(tmp_path, hopper, value).split("The same of areas")
+    assert "better" not in of_scores
+    assert "- Hopper: WNPG is better than NPG" in of_areas
 
 
 def test_three_seeds_make_no_claim(tmp_path):
