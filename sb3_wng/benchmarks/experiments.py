@@ -145,8 +145,8 @@ POLICY_GRADIENTS = Experiment(
     "Our methods with the settings in `zoo_hyperparams/`, WNPG also as published (5 functions, one learning rate, without the "
     "paper's sweep); PPO at SB3's defaults and at RL-Zoo's settings, which are tuned for runs ten times as long; TRPO at "
     "RL-Zoo's settings, and with a rollout of 2 x 512 steps and otherwise RL-Zoo's settings for the robots. Ours were tuned "
-    "on other seeds of HalfCheetah and InvertedDoublePendulum; the pendulum's settings, and BGWNPG's on HalfCheetah, were looked "
-    "for after these seeds had been seen. PPO and TRPO were not tuned here.",
+    "on other seeds of HalfCheetah and InvertedDoublePendulum; the pendulum's settings, and BGWNPG's on HalfCheetah, were "
+    "looked for after these seeds had been seen. PPO and TRPO were not tuned here.",
     {
         "WNPG": Method("WNPG", "wnpg"),
         "NPG": Method("NPG", "npg"),
@@ -189,8 +189,7 @@ PENDULUM_SETTINGS = Experiment(
 HALF_CHEETAH_SETTINGS = Experiment(
     "half_cheetah_settings",
     "What BGWNPG did on the HalfCheetah of the comparison above, on its seeds, with earlier settings: twice the radius, and "
-    "epochs at three times the rate. It is ahead at first and behind later. These runs were seen before the settings above "
-    "were chosen, on other seeds.",
+    "epochs at three times the rate. These runs were seen before the settings above were chosen, on other seeds.",
     {
         "BGWNPG, long steps": Method(
             "BGWNPG", "bgwnpg", {"target_distance": 0.04, "target_kl": 0.12, "actor_learning_rate": 3e-4}
