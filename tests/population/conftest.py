@@ -53,7 +53,7 @@ def small():
         settings = {**SMALL, **settings}
         if not isinstance(env, str) and callable(env):
             env = make_vec_env(env, n_envs=2 * settings["n_particles"], seed=0)
-        given = {} if algorithm.startswith("pg") else KWARGS
+        given = {} if algorithm in ("pg", "pg_linear") else KWARGS
         return SVPG(
             policy,
             env,
