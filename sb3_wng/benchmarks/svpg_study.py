@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from stable_baselines3 import A2C, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import NormalActionNoise
 from torch import Tensor
 
 from sb3_wng.benchmarks.cross_entropy import CrossEntropy
@@ -38,6 +39,7 @@ from sb3_wng.population import SVPG, AnnealedTemperature, CyclicalTemperature
 
 N_COLUMNS, N_STEPS = 320, 500  # 16 particles x 20 environments x one horizon: 10,000 steps per particle and iteration
 N_PARTICLES = 16
+N_OFF_POLICY = 60_000  # steps
 N_RECORDS = 50  # points of a learning curve
 SWING_UP, DOUBLE_PENDULUM = "RllabCartPoleSwingUp-v0", "RllabDoublePendulum-v0"
 CART_POLE, MOUNTAIN_CAR = "RllabCartPole-v0", "RllabMountainCar-v0"
@@ -254,8 +256,10 @@ def measure_speed(path: Path, n_iterations: int = 3) -> None:
         env = make_batched(SWING_UP, 20, seed=0)
         agent = A2C("MlpPolicy", env, n_steps=n_steps, policy_kwargs=NETWORK, device="cpu", seed=0)
         record(f"SB3 A2C, 20 environments, n_steps {n_steps}", steps_per_second(agent, 20 * N_STEPS), "steps/s")
-    off_policy = TD3("MlpPolicy", make_batched(SWING_UP, 1, seed=0), policy_kwargs=NETWORK, device="cpu", seed=0)
-    record("SB3 TD3, 1 environment", steps_per_second(off_policy, 1000, off_policy.learning_starts), "steps/s")
+    off_policy = make_off_policy()
+    record("SB3 TD3, 1 environment", steps_per_second(off_policy, N_OFF_POLICY, off_policy.learning_starts), "steps/s")
+    episodes = [episode["r"] for episode in off_policy.ep_info_buffer or ()]
+    record(f"SB3 TD3, last 20 episodes of {off_policy.num_timesteps} steps", float(np.mean(episodes)), "mean return")
     for name, critic in (("pg", {}), ("pg_linear", {}), ("a2c", CRITIC)):
         model = make_model(Setting({"algorithm": name, "algorithm_kwargs": critic}), SWING_UP, 0)
         record(f"SVPG {name}, 16 x 20 environments", steps_per_second(model, n_iterations * N_COLUMNS * N_STEPS), "steps/s")
@@ -269,6 +273,13 @@ def measure_speed(path: Path, n_iterations: int = 3) -> None:
     record(f"SVPG pg, 64 x 5 environments, {n_parameters} parameters", per_update, "s per iteration")
     record("Stein direction's share of it", stein_seconds(64, n_parameters) / per_update, "")
     append_records(path, records)
+
+
+def make_off_policy() -> TD3:
+    """One agent on CartPoleSwingUp, with exploration noise and otherwise SB3's defaults."""
+    noise, env = NormalActionNoise(np.zeros(1), np.full(1, 0.1)), make_batched(SWING_UP, 1, seed=0)
+    arguments: dict[str, Any] = {"policy_kwargs": NETWORK, "stats_window_size": 20, "device": "cpu", "seed": 0}
+    return TD3("MlpPolicy", env, action_noise=noise, **arguments)
 
 
 def steps_per_second(model: BaseAlgorithm, n_timesteps: int, start_timesteps: int = 1) -> float:

@@ -86,11 +86,18 @@ def test_the_gradient_keeps_its_mean_and_loses_variance(small, fill, gradients):
 
 @pytest.mark.parametrize(
     "space",
-    [spaces.Discrete(4), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3), spaces.Box(-1, 1, (2, 2))],
-    ids=["Discrete", "MultiDiscrete", "MultiBinary", "Box"],
+    [
+        spaces.Discrete(4),
+        spaces.MultiDiscrete([2, 3]),
+        spaces.MultiBinary(3),
+        spaces.Box(-1, 1, (2, 2)),
+        spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "b": spaces.Discrete(3)}),
+    ],
+    ids=["Discrete", "MultiDiscrete", "MultiBinary", "Box", "Dict"],
 )
 def test_every_observation_of_numbers_has_features(small, chase, space):
-    model = small("pg_linear", lambda: chase(observation_space=space)).learn(96)
+    policy = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy"
+    model = small("pg_linear", lambda: chase(observation_space=space), policy).learn(96)
     weights = torch.stack([particle.baseline.weights for particle in model.particles])
     assert weights.shape == (3, 2 * spaces.flatdim(space) + 4)
     assert torch.isfinite(weights).all()
