@@ -112,8 +112,11 @@ def aggregate_figure(experiment: Experiment, table: pd.DataFrame) -> Figure:
 
 
 def sensitivity_figure(experiment: Experiment, runs: pd.DataFrame) -> Figure:
-    """Final performance against the one setting in which the methods of a family differ."""
-    environments = list(experiment.environments)
+    """Final performance against the one setting in which the methods of a family differ.
+
+    Environments without runs have no panels.
+    """
+    environments = [name for name in experiment.environments if name in set(runs.environment)]
     figure, panels = plt.subplots(
         2, len(environments), figsize=(5 * len(environments), 7.5), layout="constrained", squeeze=False
     )

@@ -14,7 +14,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from sb3_wng.benchmarks.markdown import markdown, number
-from sb3_wng.benchmarks.svpg_study import SWING_UP
 
 TITLES = {
     "table": "Table 1 of the paper: best return of a particle (published), iterations to within 5 % of it",
@@ -56,7 +55,7 @@ def table_of_tasks(runs: pd.DataFrame) -> pd.DataFrame:
         known = "" if pd.isna(published) else f" ({number(published)})"
         spread = f" +- {number(group.best.std())}" if len(group) > 1 else ""
         cell = f"{number(group.best.mean())}{spread}{known}, {group.iterations.mean():.0f} it."
-        cells.setdefault(environment.removeprefix("Rllab").removesuffix("-v0"), {})[name] = cell
+        cells.setdefault(_short(environment), {})[name] = cell
     return pd.DataFrame(cells).fillna("")
 
 
@@ -72,6 +71,21 @@ def table_of_settings(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=COLUMNS)
 
 
+def shares(runs: pd.DataFrame) -> str:
+    """The runs' shares of the published iterations, by task if they differ."""
+    by_task = {
+        _short(environment): ", ".join(f"{share:g}" for share in sorted(group.share.unique()))
+        for environment, group in runs.groupby("environment", sort=False)
+    }
+    if len(set(by_task.values())) == 1:
+        return next(iter(by_task.values()))
+    return "; ".join(f"{task} {share}" for task, share in by_task.items())
+
+
+def _short(environment: str) -> str:
+    return environment.removeprefix("Rllab").removesuffix("-v0")
+
+
 def section(folder: Path) -> str:
     """Text and tables; the empty text while there are no numbers."""
     parts = []
@@ -80,9 +94,8 @@ def section(folder: Path) -> str:
         if not path.exists():
             continue
         runs = summary(pd.read_csv(path))
-        shares = ", ".join(f"{share:g}" for share in sorted(runs.share.unique()))
         table = table_of_tasks(runs) if name == "table" else table_of_settings(runs)
-        parts.append(f"### {title}\n\nShare of the published iterations: {shares}.\n\n{markdown(table)}")
+        parts.append(f"### {title}\n\nShare of the published iterations: {shares(runs)}.\n\n{markdown(table)}")
         parts.append(f"![{title}](svpg_{name}.png)")
     return "## SVPG\n\n" + "\n\n".join(parts) + "\n" if parts else ""
 
@@ -94,15 +107,21 @@ def draw(folder: Path) -> None:
         if not path.exists():
             continue
         rows = pd.read_csv(path)
-        rows = rows[rows.environment == SWING_UP]
-        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-        for index, (label, group) in enumerate(rows.groupby("algorithm", sort=False)):
-            style = {"color": f"C{index % 10}", "linestyle": ("-", "--", ":")[index // 10], "label": label}
-            _curve(left, group, style)
-            _bars(right, group, style)
-        left.set(xlabel="million env steps of all particles", ylabel="return of the best particle", title="CartPoleSwingUp")
-        right.set(xlabel="rank of the particle", ylabel="return at the end", title="Every particle, sorted")
-        figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+        tasks = rows.groupby("environment", sort=False)
+        figure, panels = plt.subplots(len(tasks), 2, figsize=(11, 4.2 * len(tasks)), layout="constrained", squeeze=False)
+        labels = list(rows.algorithm.unique())
+        for (environment, of_task), (left, right) in zip(tasks, panels, strict=True):
+            for label, group in of_task.groupby("algorithm", sort=False):
+                index = labels.index(label)
+                style = {"color": f"C{index % 10}", "linestyle": ("-", "--", ":")[index // 10], "label": label}
+                _curve(left, group, style)
+                _bars(right, group, style)
+            left.set(
+                xlabel="million env steps of all particles", ylabel="return of the best particle", title=_short(environment)
+            )
+            right.set(xlabel="rank of the particle", ylabel="return at the end", title="Every particle, sorted")
+        handles = {label: line for axes in panels.flat for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.legend([handles[label] for label in labels], labels, loc="outside right upper", fontsize="small")
         figure.savefig(path.with_suffix(".png"), dpi=110)
         plt.close(figure)
     if (folder / "svpg_visitation.csv").exists():

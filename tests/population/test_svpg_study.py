@@ -10,6 +10,7 @@ pytest.importorskip("matplotlib")
 
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 
 from sb3_wng import SVPG
 from sb3_wng.benchmarks import svpg_report, svpg_study
@@ -70,6 +71,18 @@ def test_runs_are_recorded_once_and_reported(tiny, tmp_path):
     assert "(233)" in text
     svpg_report.draw(tmp_path)
     assert (tmp_path / "svpg_table.png").stat().st_size > 0
+
+
+def test_tasks_have_their_own_share_and_their_own_panels(tiny, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **kwargs: saved.append(figure))
+    path = tmp_path / "svpg_table.csv"
+    for task, share in ((svpg_study.SWING_UP, 0.5), (svpg_study.CART_POLE, 0.02)):
+        append_records(path, svpg_study.run("table", "REINFORCE svpg", task, 0, share, None))
+    assert "iterations: CartPoleSwingUp 0.5; CartPole 0.02." in svpg_report.section(tmp_path)
+    svpg_report.draw(tmp_path)
+    assert [axes.get_title() for axes in saved[0].axes[::2]] == ["CartPoleSwingUp", "CartPole"]
+    assert all(axes.lines for axes in saved[0].axes)
 
 
 def test_best_returns_and_the_iterations_to_come_close_are_read_off_the_curve():
