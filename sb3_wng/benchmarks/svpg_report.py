@@ -119,6 +119,7 @@ def draw(folder: Path) -> None:
             left.set(
                 xlabel="million env steps of all particles", ylabel="return of the best particle", title=_short(environment)
             )
+            right.xaxis.get_major_locator().set_params(integer=True)
             right.set(xlabel="rank of the particle", ylabel="return at the end", title="Every particle, sorted")
         handles = {label: line for axes in panels.flat for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
         figure.legend([handles[label] for label in labels], labels, loc="outside right upper", fontsize="small")
