@@ -219,35 +219,57 @@ RADII = (0.02, 0.1, 0.5, 1.0)  # KL summed over two action dimensions; TRPO aver
 
 DETERMINISTIC_OPTIMUM = Experiment(
     "deterministic_optimum",
-    "Tasks whose best policy is deterministic, so that the spread must vanish. LinearQuadratic is a regulator with known "
-    "optimum (`sb3_wng.benchmarks.linear_quadratic`: minus the return of an episode is its error, exploration included; "
-    "linear policy, no critic, 512 steps per rollout, no VecNormalize). WNPG and the same with the Fisher metric take "
-    "steps of a fixed rate on raw advantages with a cap of 0.5 on the KL divergence. NPG and TRPO have trust regions of "
-    "several radii: KL summed over the action dimensions, TRPO's argument is half of it. PPO has several learning rates "
-    "and otherwise SB3's defaults.",
+    "A task whose best policy is deterministic, so that the spread must vanish: a regulator with known optimum "
+    "(`sb3_wng.benchmarks.linear_quadratic`: minus the return of an episode is its error, exploration included; "
+    "linear policy, no critic, 512 steps per rollout, no VecNormalize). Rates: WNPG and the same with the Fisher metric take "
+    "steps of a fixed rate on raw advantages with a cap of 0.5 on the KL divergence; with a `std_weight` of 2 the spread "
+    "moves half as fast, as in the Fisher metric. Radii: trust regions of WNPG, NPG and TRPO, in KL summed over the action "
+    "dimensions (TRPO's argument is half of it; WNPG's radius is what has that KL while the spreads are equal). PPO has "
+    "several learning rates and otherwise SB3's defaults. WNPG's rates below 0.05, its radii and its `std_weight` were added "
+    "after the others had been seen.",
     {
-        **{f"WNPG rate {r}": Method("WNPG", "wnpg", {**FIXED_RATE, "step_size": r}) for r in (0.05, 0.1, 0.2, 0.4)},
+        **{
+            f"WNPG rate {r}": Method("WNPG", "wnpg", {**FIXED_RATE, "step_size": r}) for r in (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
+        },
+        **{
+            f"WNPG, std_weight 2, rate {r}": Method("WNPG", "wnpg", {**FIXED_RATE, "std_weight": 2.0, "step_size": r})
+            for r in (0.02, 0.05, 0.2)
+        },
         **{
             f"Fisher rate {r}": Method("WNPG", "wnpg", {**FIXED_RATE, "metric": "fisher", "step_size": r})
             for r in (0.05, 0.2, 1.0)
         },
+        **{f"WNPG radius {r}": Method("WNPG", "wnpg", {**PROPER, "target_distance": r, "target_kl": r}) for r in RADII},
         **{f"NPG radius {r}": Method("NPG", "npg", {"target_kl": r}) for r in RADII},
         **{f"TRPO radius {r}": Method("TRPO", "rl_zoo3/trpo", {"target_kl": r / 2}) for r in RADII},
         **{f"PPO rate {r}": Method("PPO", None, {"learning_rate": r}) for r in (0.0003, 0.001, 0.003)},
     },
-    {REGULATOR: 51_200, REACHER: 300_000},
+    {REGULATOR: 51_200},
     tuple(range(60, 70)),
     n_bins=50,
     optimum={REGULATOR: 0.0},
     environment_arguments={REGULATOR: {**REGULATOR_SETTINGS, **NO_CRITIC}},
 )
+FEWER = {
+    name: method
+    for name, method in DETERMINISTIC_OPTIMUM.methods.items()
+    if name.endswith((" rate 0.05", "radius 0.02", "radius 0.1", "radius 0.5")) or name.startswith("PPO")
+}
 
 DETERMINISTIC_OPTIMUM_CRITIC = replace(
     DETERMINISTIC_OPTIMUM,
     name="deterministic_optimum_critic",
     description="The regulator of the deterministic-optimum study with a learned critic (64-64) and nothing else changed.",
-    environments={REGULATOR: 51_200},
+    methods=FEWER,
     environment_arguments={REGULATOR: REGULATOR_SETTINGS},
+)
+
+PRECISE_REACHING = Experiment(
+    "precise_reaching",
+    "Methods of the deterministic-optimum study on a robot that has to hold its hand at a goal.",
+    FEWER,
+    {REACHER: 300_000},
+    DETERMINISTIC_OPTIMUM.seeds,
 )
 
 EXPERIMENTS = {
@@ -260,6 +282,7 @@ EXPERIMENTS = {
         HALF_CHEETAH_SETTINGS,
         DETERMINISTIC_OPTIMUM,
         DETERMINISTIC_OPTIMUM_CRITIC,
+        PRECISE_REACHING,
     )
 }
 

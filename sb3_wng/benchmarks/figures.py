@@ -21,8 +21,10 @@ from sb3_wng.benchmarks.gaussian_toy import METHODS, RATE
 from sb3_wng.benchmarks.scores import final_returns, interquartile_mean, performance_profile, samples
 
 DPI = 110
-SETTING = re.compile(r"(?P<family>.+) (?P<kind>rate|radius) (?P<value>[\d.e-]+)")  # names of methods that differ in one number
-LINES = ("-", "--", ":", "-.")
+SETTING = re.compile(
+    r"(?P<family>.+?),? (?P<kind>rate|radius) (?P<value>[\d.e-]+)"
+)  # names of methods that differ in one number
+LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 4)))
 TOY_FLOOR = 1e-20  # smaller losses are drawn here
 
 
@@ -41,7 +43,7 @@ def styles(methods: list[str]) -> dict[str, dict[str, Any]]:
     families: dict[str, list[str]] = {}
     for method in methods:
         match = SETTING.fullmatch(method)
-        families.setdefault(match["family"] if match else method, []).append(method)
+        families.setdefault(f"{match['family']} {match['kind']}" if match else method, []).append(method)
     chosen = {}
     for index, members in enumerate(families.values()):
         for rank, method in enumerate(members):
@@ -122,7 +124,7 @@ def sensitivity_figure(experiment: Experiment, runs: pd.DataFrame) -> Figure:
     )
     final = final_returns(runs, experiment)
     style = styles(list(experiment.methods))
-    colors = {match["family"]: style[name]["color"] for name in style if (match := SETTING.fullmatch(name))}
+    colors = {match.group("kind", "family"): style[name]["color"] for name in style if (match := SETTING.fullmatch(name))}
     for environment, column in zip(environments, panels.T, strict=True):
         optimum = experiment.optimum.get(environment)
         families: dict[tuple[str, str], list[tuple[float, pd.Series]]] = {}
@@ -137,7 +139,7 @@ def sensitivity_figure(experiment: Experiment, runs: pd.DataFrame) -> Figure:
             x = [setting for setting, _ in points]
             low, center, high = (np.array([values.quantile(q) for _, values in points]) for q in (0.25, 0.5, 0.75))
             spread = [center - low, high - center]
-            axes.errorbar(x, center, yerr=spread, marker="o", capsize=3, color=colors[family], label=family)
+            axes.errorbar(x, center, yerr=spread, marker="o", capsize=3, color=colors[kind, family], label=family)
         for axes, label in zip(column, ("rate", "radius (KL, summed over action dimensions)"), strict=True):
             axes.set(title=short(environment), xlabel=label, xscale="log", yscale="linear" if optimum is None else "log")
             axes.set_ylabel("final return" if optimum is None else "final distance from the best return")
