@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
@@ -64,13 +65,7 @@ def _p_value(escaped: pd.Series, reference: pd.Series) -> str:
 def section(folder: Path) -> str:
     """Text, tables and figures of the studies that have results; the empty text while there are none."""
     parts = []
-    for key, title in TITLES.items():
-        path = folder / f"{key}.csv"
-        if not path.exists():
-            continue
-        study, table = STUDIES[key], results_table(final_returns(pd.read_csv(path)), STUDIES[key])
-        if table.empty:
-            continue
+    for key, study, table in _tables(folder):
         steps = study.n_iterations * (2 * study.common["n_delta"] + 1)
         text = (
             f"`python -m sb3_wng.benchmarks.evolution_study {key}`: {study.n_iterations} iterations, {steps:,} episodes on "
@@ -81,17 +76,25 @@ def section(folder: Path) -> str:
         )
         text = f"{text} {study.notes}".rstrip()
         figures = f"![Paths of the last policies]({key}_paths.png)\n\n![Learning curves]({key}.png)"
-        parts.append(f"## {title}\n\n{text}\n\n{markdown(table)}\n\n{figures}\n")
+        parts.append(f"## {TITLES[key]}\n\n{text}\n\n{markdown(table)}\n\n{figures}\n")
     return "\n".join(parts)
 
 
 def draw(folder: Path) -> None:
     """Both figures of every study that has results."""
-    for key, study in STUDIES.items():
+    for key, study, _ in _tables(folder):
         curves, paths = folder / f"{key}.csv", folder / f"{key}_paths.csv"
-        if curves.exists() and paths.exists():
-            _draw_curves(study, pd.read_csv(curves), curves)
-            _draw_paths(study, pd.read_csv(paths), paths)
+        _draw_curves(study, pd.read_csv(curves), curves)
+        _draw_paths(study, pd.read_csv(paths), paths)
+
+
+def _tables(folder: Path) -> Iterator[tuple[str, Study, pd.DataFrame]]:
+    """Studies of which a method has two runs or more, by their names, with their tables."""
+    for key, study in STUDIES.items():
+        path = folder / f"{key}.csv"
+        table = results_table(final_returns(pd.read_csv(path)), study) if path.exists() else pd.DataFrame()
+        if not table.empty:
+            yield key, study, table
 
 
 def _draw_curves(study: Study, curves: pd.DataFrame, path: Path) -> None:

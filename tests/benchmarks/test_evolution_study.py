@@ -42,6 +42,15 @@ def test_without_results_there_is_no_section(tmp_path):
     assert evolution_report.section(tmp_path) == ""
 
 
+def test_one_run_per_method_is_kept_but_not_reported(tiny, tmp_path):
+    records, path = evolution_study.run("point_wall", "ES", 0)
+    append_records(tmp_path / "point_wall_paths.csv", [path])
+    append_records(tmp_path / "point_wall.csv", records)
+    evolution_report.draw(tmp_path)
+    assert evolution_report.section(tmp_path) == ""
+    assert not list(tmp_path.glob("*.png"))
+
+
 def test_a_run_past_the_deadline_leaves_nothing(tiny):
     assert evolution_study.run("point_wall", "ES", 0, deadline=0.0) == ([], {})
 
