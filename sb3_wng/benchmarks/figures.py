@@ -64,8 +64,10 @@ def learning_figure(experiment: Experiment, runs: pd.DataFrame) -> Figure:
     """
     environments = [name for name in experiment.environments if name in set(runs.environment)]
     style = styles(list(experiment.methods))
-    size = (max(5 * len(environments), 8), 8)
-    figure, panels = plt.subplots(2, len(environments), figsize=size, layout="constrained", squeeze=False)
+    width = max(5 * len(environments), 8)
+    n_columns = max(1, int(width / (0.8 + 0.09 * max(map(len, experiment.methods)))))  # inches: handle, gap and letters
+    height = 7.5 + 0.2 * -(-len(experiment.methods) // n_columns)
+    figure, panels = plt.subplots(2, len(environments), figsize=(width, height), layout="constrained", squeeze=False)
     handles: dict[str, Any] = {}
     for environment, column in zip(environments, panels.T, strict=True):
         optimum = experiment.optimum.get(environment)
@@ -86,8 +88,7 @@ def learning_figure(experiment: Experiment, runs: pd.DataFrame) -> Figure:
             axes.grid(alpha=0.3)
     ordered = [method for method in experiment.methods if method in handles]
     lines = [handles[method] for method in ordered]
-    column = 0.8 + 0.09 * max(map(len, ordered), default=0)  # inches: handle, gap and letters
-    figure.legend(lines, ordered, loc="outside lower center", ncols=max(1, int(size[0] / column)), frameon=False)
+    figure.legend(lines, ordered, loc="outside lower center", ncols=n_columns, frameon=False)
     return figure
 
 
