@@ -95,7 +95,8 @@ def section(folder: Path) -> str:
             continue
         runs = summary(pd.read_csv(path))
         table = table_of_tasks(runs) if name == "table" else table_of_settings(runs)
-        parts.append(f"### {title}\n\nShare of the published iterations: {shares(runs)}.\n\n{markdown(table)}")
+        seeds = f" Seeds {', '.join(map(str, sorted(runs.seed.unique())))}." if name == "table" else ""
+        parts.append(f"### {title}\n\nShare of the published iterations: {shares(runs)}.{seeds}\n\n{markdown(table)}")
         parts.append(f"![{title}](svpg_{name}.png)")
     return "## SVPG\n\n" + "\n\n".join(parts) + "\n" if parts else ""
 

@@ -125,7 +125,7 @@ def ablations() -> dict[str, Setting]:
     for mode in ("svpg", "independent", "radial"):
         settings[f"raw angle, {mode}"] = Setting({"algorithm": "pg", "mode": mode}, task={"observation": "raw"})
         settings[f"linear baseline, {mode}"] = Setting({"algorithm": "pg_linear", "mode": mode})
-    for mode, rate in itertools.product(("independent", "svpg"), (0.002, 0.001)):
+    for mode, rate in itertools.product(("independent", "svpg"), (0.001, 0.002, 0.01, 0.02)):
         settings[f"learning rate {rate:g}, {mode}"] = Setting({"algorithm": "pg", "mode": mode, "learning_rate": rate})
     settings["one CEM per particle"] = Setting({"algorithm": "pg"}, is_cross_entropy=True)
     return settings
