@@ -21,9 +21,8 @@ from sb3_wng.benchmarks.gaussian_toy import METHODS, RATE
 from sb3_wng.benchmarks.scores import final_returns, interquartile_mean, performance_profile, samples
 
 DPI = 110
-SETTING = re.compile(
-    r"(?P<family>.+?),? (?P<kind>rate|radius) (?P<value>[\d.e-]+)"
-)  # names of methods that differ in one number
+# Names of methods that differ in one number
+SETTING = re.compile(r"(?P<family>.+?),? (?P<kind>rate|radius) (?P<value>[\d.e-]+)")
 LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 4)))
 TOY_FLOOR = 1e-20  # smaller losses are drawn here
 

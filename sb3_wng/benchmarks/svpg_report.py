@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from sb3_wng.benchmarks.figures import LINES
 from sb3_wng.benchmarks.markdown import markdown, number
 
 TITLES = {
@@ -114,7 +115,7 @@ def draw(folder: Path) -> None:
         for (environment, of_task), (left, right) in zip(tasks, panels, strict=True):
             for label, group in of_task.groupby("algorithm", sort=False):
                 index = labels.index(label)
-                style = {"color": f"C{index % 10}", "linestyle": ("-", "--", ":")[index // 10], "label": label}
+                style = {"color": f"C{index % 10}", "linestyle": LINES[index // 10], "label": label}
                 _curve(left, group, style)
                 _bars(right, group, style)
             left.set(

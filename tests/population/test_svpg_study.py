@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from sb3_wng import SVPG
 from sb3_wng.benchmarks import svpg_report, svpg_study
 from sb3_wng.benchmarks.cross_entropy import CrossEntropy, refit
+from sb3_wng.benchmarks.figures import LINES
 from sb3_wng.benchmarks.records import append_records
 
 SETTINGS = {(name, label): s for name, table in svpg_study.experiments().items() for label, s in table.items()}
@@ -83,6 +84,10 @@ def test_tasks_have_their_own_share_and_their_own_panels(tiny, tmp_path, monkeyp
     svpg_report.draw(tmp_path)
     assert [axes.get_title() for axes in saved[0].axes[::2]] == ["CartPoleSwingUp", "CartPole"]
     assert all(axes.lines for axes in saved[0].axes)
+
+
+def test_every_setting_has_a_line_of_its_own():
+    assert max(map(len, svpg_study.experiments().values())) <= 10 * len(LINES)
 
 
 def test_best_returns_and_the_iterations_to_come_close_are_read_off_the_curve():
