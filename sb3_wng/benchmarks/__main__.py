@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from sb3_wng.benchmarks.experiments import EXPERIMENTS
+from sb3_wng.benchmarks.records import RESULTS, WORK
 
-RESULTS, WORK = Path("docs/benchmarks"), Path("runs/benchmarks")
 TOY = "gaussian_toy"
 
 

@@ -24,7 +24,7 @@ from sb3_wng.algorithms import EmbeddingRank, NaturalPolicyGradient, format_tabl
 from sb3_wng.algorithms.behavior_samples import STATE_EMBEDDINGS
 from sb3_wng.benchmarks.experiments import CONSTANT_RADIUS, PENDULUM, PROPER, shipped_hyperparameters
 from sb3_wng.benchmarks.markdown import markdown
-from sb3_wng.benchmarks.records import append_records
+from sb3_wng.benchmarks.records import RESULTS, append_records
 from sb3_wng.benchmarks.update_cost import seconds
 
 TASKS = ("HopperBulletEnv-v0", "HalfCheetahBulletEnv-v0", "InvertedDoublePendulumBulletEnv-v0", "CartPole-v1")
@@ -258,7 +258,7 @@ def measure(path: Path, repeats: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks/embedding_ranks.csv"))
+    parser.add_argument("--output", type=Path, default=RESULTS / "embedding_ranks.csv")
     parser.add_argument("--page", type=Path, help="guide to write from the file, e.g. docs/guide/embeddings.md")
     parser.add_argument("--repeats", type=int, default=15, help="of each timing")
     arguments = parser.parse_args()

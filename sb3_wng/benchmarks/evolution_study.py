@@ -2,7 +2,8 @@
 
 ``point_wall`` is the Point task of Fig. 4 of Moskovitz et al. (2021, arXiv 2010.05380), ``ant_wall`` its Quadruped on a
 seventh of the budget. The straight way to the goal ends in a pocket; a run has *escaped* if its last ten policies return
-more than a policy in the pocket can (:attr:`Study.escape_return`). A run that is already in the CSV file is not repeated.
+more than a policy in the pocket can (:attr:`Study.escape_return`). A run that is already in the CSV file is not repeated,
+and one that was interrupted goes on from its last checkpoint with the episodes that it would have had.
 
 Files: ``STUDY.csv`` has the mean return of the unperturbed policy over every five iterations, ``STUDY_paths.csv`` one path
 of every run's last policy.
@@ -11,8 +12,11 @@ of every run's last policy.
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import multiprocessing
+import pickle
+import re
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -24,17 +28,21 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from sb3_wng import BGES, BGWNES, ES, NSRES, WNES
 from sb3_wng.algorithms import EvolutionStrategy
-from sb3_wng.benchmarks.records import append_records, read_records
+from sb3_wng.benchmarks.records import RESULTS, WORK, append_records, read_records
+from sb3_wng.benchmarks.runner import replace_file
 
 N_COLUMNS = 8  # environments that are stepped together; results do not depend on it
 ITERATIONS_PER_RECORD = 5
+ITERATIONS_PER_CHECKPOINT = 10  # two and a half minutes before AntWall's wall
 CLIP = 0.05  # of directions whose norm is .07 to .1 in these units
 PUBLISHED_NOISE = 0.01  # per parameter: the released code's perturbations are vectors of length .1 with 101 numbers
 
@@ -190,9 +198,9 @@ STUDIES = {"point_wall": POINT_WALL, "ant_wall": ANT_WALL}
 class ParentReturns(KVWriter):
     """Keeps the return of the unperturbed policy of every iteration, with the steps and the seconds so far."""
 
-    def __init__(self) -> None:
-        self.rows: list[tuple[int, float, float]] = []
-        self._start = time.process_time()
+    def __init__(self, rows: Iterable[tuple[int, float, float]] = ()) -> None:
+        self.rows = list(rows)
+        self._start = time.process_time() - (self.rows[-1][2] if self.rows else 0.0)
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         self.rows.append((step, key_values["rollout/parent_return"], time.process_time() - self._start))
@@ -207,10 +215,33 @@ class ParentReturns(KVWriter):
             yield {"timesteps": steps[-1], "return": f"{np.mean(returns):.2f}", "cpu_seconds": f"{seconds[-1]:.1f}"}
 
 
+class Checkpoints(BaseCallback):
+    """Leaves the model and the returns so far between iterations."""
+
+    def __init__(self, path: Path, returns: ParentReturns) -> None:
+        super().__init__()
+        self.path, self.returns = path, returns
+
+    def _on_rollout_start(self) -> None:
+        n_iterations = len(self.returns.rows)
+        if n_iterations > 0 and n_iterations % ITERATIONS_PER_CHECKPOINT == 0:
+            buffer = io.BytesIO()
+            self.model.save(buffer)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(self.path, pickle.dumps((buffer.getvalue(), self.returns.rows)))
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def make_environments(study: Study) -> VecEnv:
+    return make_vec_env(study.environment, N_COLUMNS)
+
+
 def make_model(study: Study, name: str, seed: int) -> EvolutionStrategy:
     method = study.methods[name]
     arguments = {**study.common, **({} if method.algorithm is ES else study.behavior), **method.arguments}
-    model = method.algorithm("ToeplitzPolicy", make_vec_env(study.environment, N_COLUMNS), seed=seed, **arguments)
+    model = method.algorithm("ToeplitzPolicy", make_environments(study), seed=seed, **arguments)
     if method.is_released:
         model.wasserstein_bonus = ReleasedNovelty(model.observation_space.shape[0], model.n_previous, seed=seed)  # type: ignore[index, assignment]
     return model
@@ -231,17 +262,33 @@ def follow(model: EvolutionStrategy, environment: str, seed: int) -> dict[str, o
     return {"return": f"{total:.2f}", "x": " ".join(xs), "y": " ".join(ys)}
 
 
-def run(key: str, name: str, seed: int, deadline: float = math.inf) -> tuple[list[dict[str, object]], dict[str, object]]:
-    """Train once: records of the learning curve and of the path; nothing if it is past the deadline (since the epoch)."""
+def checkpoint_path(work: Path, key: str, name: str, seed: int) -> Path:
+    return work / re.sub(r"[^\w.-]+", "_", f"{key}-{name}-{seed}")
+
+
+def run(
+    key: str, name: str, seed: int, work: Path, deadline: float = math.inf
+) -> tuple[list[dict[str, object]], dict[str, object]]:
+    """Train once, from a checkpoint if there is one: records of the learning curve and of the path.
+
+    :param work: folder of the checkpoints; the released score has none, since its state is not part of the model
+    :param deadline: seconds since the epoch after which nothing is started, and nothing returned
+    """
     if time.time() > deadline:
         return [], {}
     torch.set_num_threads(1)
     study = STUDIES[key]
-    model = make_model(study, name, seed)
-    returns = ParentReturns()
+    checkpoint = checkpoint_path(work, key, name, seed)
+    if checkpoint.exists():
+        content, rows = pickle.loads(checkpoint.read_bytes())
+        model = study.methods[name].algorithm.load(io.BytesIO(content), env=make_environments(study))
+    else:
+        model, rows = make_model(study, name, seed), []
+    returns = ParentReturns(rows)
     model.set_logger(Logger(None, [returns]))
-    episodes = 2 * study.common["n_delta"] + 1
-    model.learn(study.n_iterations * episodes * gym.spec(study.environment).max_episode_steps)
+    steps = study.n_iterations * (2 * study.common["n_delta"] + 1) * gym.spec(study.environment).max_episode_steps
+    callback = None if study.methods[name].is_released else Checkpoints(checkpoint, returns)
+    model.learn(steps - model.num_timesteps, callback, reset_num_timesteps=False)
     origin = {"experiment": key, "algorithm": name, "environment": study.environment, "seed": seed}
     return [{**origin, **record} for record in returns.records()], {**origin, **follow(model, study.environment, seed)}
 
@@ -259,14 +306,15 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", help="names in the table (default: all)")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--budget", type=float, default=math.inf, help="seconds after which no run is started")
-    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks"), help="folder of the CSV files")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the CSV files")
+    parser.add_argument("--work", type=Path, default=WORK, help="folder of checkpoints (default: %(default)s)")
     arguments = parser.parse_args()
     methods = arguments.methods or list(STUDIES[arguments.study].methods)
     if unknown := set(methods) - set(STUDIES[arguments.study].methods):
         parser.error(f"--methods: {arguments.study} has no {sorted(unknown)}; it has {list(STUDIES[arguments.study].methods)}")
     curves, paths = (arguments.output / f"{arguments.study}{suffix}.csv" for suffix in ("", "_paths"))
     runs = unfinished(curves, methods, arguments.seeds)
-    train = partial(run, arguments.study, deadline=time.time() + arguments.budget)
+    train = partial(run, arguments.study, work=arguments.work, deadline=time.time() + arguments.budget)
     with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = {pool.submit(train, *key): key for key in runs}
         for count, future in enumerate(as_completed(futures), 1):
@@ -274,6 +322,7 @@ def main() -> None:
             if records:
                 append_records(paths, [path])  # first: the run is finished once its curve is there
                 append_records(curves, records)
+                checkpoint_path(arguments.work, arguments.study, *futures[future]).unlink(missing_ok=True)
                 print(f"{count}/{len(runs)}", *futures[future], records[-1]["return"], flush=True)
 
 

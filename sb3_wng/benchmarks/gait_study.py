@@ -31,7 +31,7 @@ from sb3_wng import WNPG
 from sb3_wng.behavior import Trajectories, Trajectory, collect_trajectories, make_embedding, spread
 from sb3_wng.behavior.callbacks import squared_wasserstein_distance
 from sb3_wng.benchmarks.experiments import make_env, register_environments, shipped_hyperparameters
-from sb3_wng.benchmarks.records import append_records, read_records
+from sb3_wng.benchmarks.records import RESULTS, append_records, read_records
 from sb3_wng.population import WassersteinPopulation
 from sb3_wng.population.arguments import Coefficient
 
@@ -232,7 +232,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--folder", type=Path, default=Path("docs/benchmarks"))
+    parser.add_argument("--folder", type=Path, default=RESULTS)
     parser.add_argument("--film", metavar="SEED", type=int, help="draw a trained pair instead")
     arguments = parser.parse_args()
     if arguments.film is not None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_wng.benchmarks import hill_grid
-from sb3_wng.benchmarks.records import append_records, read_records, write_records
+from sb3_wng.benchmarks.records import RESULTS, append_records, read_records, write_records
 from sb3_wng.envs import make_batched
 from sb3_wng.envs.goals import circle_of_goals
 from sb3_wng.geometry import DualPotentials
@@ -201,7 +201,7 @@ def main() -> None:
     parser.add_argument("experiment", choices=["goals", "pictures", "grid"])
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--algorithms", nargs="+", help="names in the table (default: all)")
-    parser.add_argument("--folder", type=Path, default=Path("docs/benchmarks"))
+    parser.add_argument("--folder", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     if arguments.experiment == "pictures":
         take_pictures(arguments.folder, arguments.seeds[0])

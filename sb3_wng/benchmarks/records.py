@@ -11,6 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+RESULTS, WORK = Path("docs/benchmarks"), Path("runs/benchmarks")  # of CSV files and of checkpoints, unless told otherwise
 PACKAGES = ("sb3-wng", "stable-baselines3", "sb3-contrib", "torch", "gymnasium", "pybullet", "numpy")
 
 

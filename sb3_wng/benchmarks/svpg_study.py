@@ -33,7 +33,7 @@ from stable_baselines3.common.noise import NormalActionNoise
 from torch import Tensor
 
 from sb3_wng.benchmarks.cross_entropy import CrossEntropy
-from sb3_wng.benchmarks.records import append_records, read_records, write_records
+from sb3_wng.benchmarks.records import RESULTS, append_records, read_records, write_records
 from sb3_wng.envs import make_batched
 from sb3_wng.geometry import kernel_repulsion, median_bandwidth, particle_kernel, squared_distances, svgd_direction
 from sb3_wng.population import SVPG, AnnealedTemperature, CyclicalTemperature
@@ -320,7 +320,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, help="folder where trained populations are saved")
     parser.add_argument("--output", type=Path, help="CSV file (default: docs/benchmarks/svpg_EXPERIMENT.csv)")
     arguments = parser.parse_args()
-    path = arguments.output or Path("docs/benchmarks") / f"svpg_{arguments.experiment}.csv"
+    path = arguments.output or RESULTS / f"svpg_{arguments.experiment}.csv"
     if arguments.experiment == "speed":
         measure_speed(path)
     elif arguments.experiment == "visitation":

@@ -27,7 +27,7 @@ from torch.nn.utils import parameters_to_vector
 from sb3_wng.algorithms.policy_gradient import NaturalPolicyGradient
 from sb3_wng.benchmarks.experiments import CONSTANT_RADIUS, PENDULUM, Experiment, Method, make_env, make_model
 from sb3_wng.benchmarks.markdown import markdown
-from sb3_wng.benchmarks.records import append_records, read_records
+from sb3_wng.benchmarks.records import RESULTS, append_records, read_records
 
 CSV = "unseen_states.csv"
 DAMPINGS = (0.1, 1.0)
@@ -169,7 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks") / CSV)
+    parser.add_argument("--output", type=Path, default=RESULTS / CSV)
     arguments = parser.parse_args()
     done = {(float(row["damping"]), int(row["seed"])) for row in read_records(arguments.output)}
     keys = [(damping, seed) for seed in arguments.seeds for damping in DAMPINGS if (damping, seed) not in done]

@@ -1,6 +1,7 @@
 """The study of evolution strategies: what runs leave, the released score, and the numbers of the table."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import pytest
@@ -9,8 +10,8 @@ import torch
 pytest.importorskip("mujoco")
 
 from sb3_wng.benchmarks import evolution_report, evolution_study
-from sb3_wng.benchmarks.evolution_study import POINT_WALL, ReleasedNovelty
-from sb3_wng.benchmarks.records import append_records
+from sb3_wng.benchmarks.evolution_study import POINT_WALL, ParentReturns, ReleasedNovelty
+from sb3_wng.benchmarks.records import append_records, read_records
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def tiny(monkeypatch):
 def test_runs_leave_curves_and_paths_that_the_report_reads(tiny, tmp_path):
     curves, paths = tmp_path / "point_wall.csv", tmp_path / "point_wall_paths.csv"
     for name, seed in evolution_study.unfinished(curves, tiny.methods, [0, 1]):
-        records, path = evolution_study.run("point_wall", name, seed)
+        records, path = evolution_study.run("point_wall", name, seed, tmp_path)
         assert [record["timesteps"] for record in records] == [5 * 3 * 50, 10 * 3 * 50]
         assert len(path["x"].split()) == len(path["y"].split()) == 50
         append_records(paths, [path])
@@ -43,7 +44,7 @@ def test_without_results_there_is_no_section(tmp_path):
 
 
 def test_one_run_per_method_is_kept_but_not_reported(tiny, tmp_path):
-    records, path = evolution_study.run("point_wall", "ES", 0)
+    records, path = evolution_study.run("point_wall", "ES", 0, tmp_path)
     append_records(tmp_path / "point_wall_paths.csv", [path])
     append_records(tmp_path / "point_wall.csv", records)
     evolution_report.draw(tmp_path)
@@ -51,8 +52,41 @@ def test_one_run_per_method_is_kept_but_not_reported(tiny, tmp_path):
     assert not list(tmp_path.glob("*.png"))
 
 
-def test_a_run_past_the_deadline_leaves_nothing(tiny):
-    assert evolution_study.run("point_wall", "ES", 0, deadline=0.0) == ([], {})
+def test_a_run_past_the_deadline_leaves_nothing(tiny, tmp_path):
+    assert evolution_study.run("point_wall", "ES", 0, tmp_path, deadline=0.0) == ([], {})
+
+
+def test_an_interrupted_run_ends_as_an_undisturbed_one(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(evolution_study, "ITERATIONS_PER_CHECKPOINT", 4)
+    curve, path = evolution_study.run("point_wall", "ES", 0, tmp_path / "undisturbed")
+    interrupted, write = tmp_path / "interrupted", ParentReturns.write
+
+    def fail_after_six(self, *arguments):
+        if len(self.rows) == 6:
+            raise KeyboardInterrupt
+        write(self, *arguments)
+
+    monkeypatch.setattr(ParentReturns, "write", fail_after_six)
+    with pytest.raises(KeyboardInterrupt):
+        evolution_study.run("point_wall", "ES", 0, interrupted)
+    calls = []
+    monkeypatch.setattr(ParentReturns, "write", lambda self, *arguments: (calls.append(1), write(self, *arguments)))
+    resumed, resumed_path = evolution_study.run("point_wall", "ES", 0, interrupted)
+    assert len(calls) == 6  # of ten: four were in the checkpoint
+    assert resumed_path == path
+    assert [(r["timesteps"], r["return"]) for r in resumed] == [(r["timesteps"], r["return"]) for r in curve]
+    assert float(resumed[-1]["cpu_seconds"]) >= float(resumed[0]["cpu_seconds"]) > 0
+
+
+def test_the_command_keeps_no_checkpoint_of_a_finished_run(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(evolution_study, "ITERATIONS_PER_CHECKPOINT", 1)
+    monkeypatch.setattr(evolution_study, "ProcessPoolExecutor", lambda jobs, mp_context: ThreadPoolExecutor(jobs))
+    work = tmp_path / "work"
+    monkeypatch.setattr("sys.argv", ["", "--methods", "ES", "--seeds", "0", "--output", str(tmp_path), "--work", str(work)])
+    evolution_study.main()
+    assert work.exists()
+    assert not list(work.iterdir())
+    assert len(read_records(tmp_path / "point_wall.csv")) == 2
 
 
 def test_all_methods_can_be_built():
