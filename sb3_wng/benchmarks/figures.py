@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from sb3_wng.benchmarks.experiments import Experiment
 from sb3_wng.benchmarks.gaussian_toy import METHODS, RATE
-from sb3_wng.benchmarks.scores import final_returns, interquartile_mean, performance_profile, samples
+from sb3_wng.benchmarks.scores import aggregated_tasks, final_returns, interquartile_mean, performance_profile, samples
 
 DPI = 110
 # Names of methods that differ in one number
@@ -95,17 +95,17 @@ def aggregate_figure(experiment: Experiment, table: pd.DataFrame) -> Figure:
     """Interquartile means with their intervals, and performance profiles."""
     style = styles(list(experiment.methods))
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
-    complete = {method: samples(table, method, experiment.environments) for method in experiment.methods}
-    finished = {method: values for method, values in complete.items() if values is not None}
+    finished = samples(table, experiment.methods, aggregated_tasks(table, experiment))
     thresholds = np.linspace(0, 1.1, 111)
-    for position, (method, values) in enumerate(reversed(finished.items())):
+    for position, (method, values) in enumerate(finished.items()):
         estimate, color = interquartile_mean(values), style[method]["color"]
         left.barh(position, estimate.high - estimate.low, left=estimate.low, color=color, alpha=0.35)
         left.plot([estimate.value] * 2, [position - 0.4, position + 0.4], color=color)
         right.plot(thresholds, performance_profile(np.concatenate(values), thresholds), **style[method], label=method)
-    left.set(
-        yticks=range(len(finished)), yticklabels=list(reversed(finished)), xlabel="score: interquartile mean, 95 % interval"
-    )
+    left.set(yticks=range(len(finished)), yticklabels=list(finished), xlabel="score: interquartile mean, 95 % interval")
+    left.invert_yaxis()
+    left.use_sticky_edges = False  # the lowest bar would begin at the frame
+    left.autoscale_view()
     right.set(xlabel="score", ylabel="share of runs with a higher score")
     right.legend(frameon=False, fontsize=8)
     for axes in (left, right):

@@ -28,6 +28,7 @@ from sb3_wng.benchmarks.scores import (
     MIN_PAIRS,
     Array,
     Estimate,
+    aggregated_tasks,
     final_returns,
     interquartile_mean,
     mean,
@@ -165,29 +166,29 @@ def error_table(experiment: Experiment, runs: pd.DataFrame) -> str:
 
 
 def score_parts(experiment: Experiment, table: pd.DataFrame) -> list[str]:
-    """Aggregate scores and paired differences over all tasks, and the claims that they and single tasks allow."""
-    complete = {method: samples(table, method, experiment.environments) for method in experiment.methods}
+    """Aggregate scores and paired differences over tasks, and the claims that they and single tasks allow."""
+    environments = aggregated_tasks(table, experiment)
+    complete, tasks = samples(table, experiment.methods, environments), " and ".join(map(figures.short, environments))
     saturating = "".join(f", of the area under the curve for {figures.short(name)}" for name in experiment.saturating)
     parts = [
         f"Scores are (return - random) / (reference - random), both from [{CONSTANTS}]({CONSTANTS}){saturating}. "
         "Intervals are 95 % bootstrap intervals, not corrected for the number of pairs."
     ]
-    if any(values is not None for values in complete.values()):
+    if complete:
         aggregates = pd.DataFrame("", index=list(experiment.methods), columns=["score"])
         for method, values in complete.items():
-            if values is not None:
-                aggregates.loc[method, "score"] = interval(interquartile_mean(values))
+            aggregates.loc[method, "score"] = interval(interquartile_mean(values))
         differences = pd.DataFrame(
             "", index=list(experiment.methods), columns=[f"less {name}" for name in experiment.baselines]
         )
         for method, baseline, estimate in paired_estimates(experiment, complete):
             differences.loc[method, f"less {baseline}"] = interval(estimate)
         parts += [
-            "Interquartile mean over all tasks and seeds, and mean differences from the baselines paired by task and seed, "
+            f"Interquartile mean over {tasks} and all seeds, and mean differences from the baselines paired by task and seed, "
             "stratified by task:",
             markdown(aggregates.join(differences)),
         ]
-    claims = [f"All tasks: {claim}" for claim in clear_differences(experiment, complete)]
+    claims = [f"{tasks}: {claim}" for claim in clear_differences(experiment, complete)]
     claims += claims_of_tasks(experiment, table, experiment.environments)
     parts += [
         f"Differences of scores, paired by seed, with {MIN_PAIRS} seeds or more, whose interval excludes zero, among what is "
@@ -201,7 +202,7 @@ def claims_of_tasks(experiment: Experiment, table: pd.DataFrame, environments: I
     """What may be said of single tasks, by a table of scores."""
     claims = []
     for environment in environments:
-        of_task = {method: samples(table, method, [environment]) for method in experiment.methods}
+        of_task = samples(table, experiment.methods, [environment])
         claims += [f"{figures.short(environment)}: {claim}" for claim in clear_differences(experiment, of_task)]
     return claims
 
@@ -210,15 +211,14 @@ def bullets(claims: Sequence[str]) -> str:
     return "\n".join(f"- {claim}" for claim in claims or ["none"])
 
 
-def paired_estimates(experiment: Experiment, values: Mapping[str, list[Array] | None]) -> Iterator[tuple[str, str, Estimate]]:
+def paired_estimates(experiment: Experiment, values: Mapping[str, list[Array]]) -> Iterator[tuple[str, str, Estimate]]:
     """Mean differences of methods from baselines, both by name, where both are there."""
     for method, baseline in itertools.product(experiment.methods, experiment.baselines):
-        first, second = values[method], values[baseline]
-        if method != baseline and first is not None and second is not None:
-            yield method, baseline, mean(paired_differences(first, second))
+        if method != baseline and {method, baseline} <= values.keys():
+            yield method, baseline, mean(paired_differences(values[method], values[baseline]))
 
 
-def clear_differences(experiment: Experiment, values: Mapping[str, list[Array] | None]) -> Iterator[str]:
+def clear_differences(experiment: Experiment, values: Mapping[str, list[Array]]) -> Iterator[str]:
     """A clause for each method that is clearly better or worse than a baseline; two baselines are compared once."""
     clear: dict[tuple[str, str], list[str]] = {}
     compared: set[frozenset[str]] = set()
@@ -242,9 +242,8 @@ def experiment_figures(experiment: Experiment, runs: pd.DataFrame) -> dict[str, 
     if runs.empty:
         return {}
     chosen = {experiment.name: "Learning curves against steps and time: mean (median of distances) and quartiles over seeds"}
-    cells = set(runs[["algorithm", "environment"]].itertuples(index=False, name=None))
-    is_complete = any(all((name, env) in cells for env in experiment.environments) for name in experiment.methods)
-    if experiment.baselines and is_complete:
+    cells = runs.pivot_table("return", "seed", ["algorithm", "environment"])
+    if experiment.baselines and aggregated_tasks(cells, experiment):
         chosen[f"{experiment.name}_scores"] = "Interquartile means of scores and performance profiles"
     if any(figures.SETTING.fullmatch(name) for name in experiment.methods):
         chosen[f"{experiment.name}_sensitivity"] = "Final performance by rate and by radius: median and quartiles over seeds"

@@ -9,7 +9,7 @@ with rliable: two calls replace it, while its dependency arch does not import wi
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,11 +141,20 @@ def minutes_to(score: float, runs: pd.DataFrame, experiment: Experiment, constan
     return groups.apply(minutes) if len(timed) else pd.Series(dtype=float)
 
 
-def samples(table: pd.DataFrame, algorithm: str, environments: Collection[str]) -> list[Array] | None:
-    """An algorithm's scores on each environment in order of seeds; ``None`` while one is unfinished."""
-    if any((algorithm, environment) not in table for environment in environments):
-        return None
-    return [table[algorithm, environment].to_numpy() for environment in environments]
+def samples(table: pd.DataFrame, methods: Iterable[str], environments: Collection[str]) -> dict[str, list[Array]]:
+    """Scores on each environment, in order of seeds, of every method that has finished them all."""
+    return {
+        method: [table[method, environment].to_numpy() for environment in environments]
+        for method in methods
+        if environments and all((method, environment) in table for environment in environments)
+    }
+
+
+def aggregated_tasks(table: pd.DataFrame, experiment: Experiment) -> list[str]:
+    """The tasks over which aggregates go: those that the experiment's first method has finished, if they are two or all."""
+    subject = next(iter(experiment.methods))
+    done = [environment for environment in experiment.environments if (subject, environment) in table]
+    return done if len(done) >= min(2, len(experiment.environments)) else []
 
 
 def paired_differences(first: Sequence[Array], second: Sequence[Array]) -> list[Array]:

@@ -122,8 +122,12 @@ def test_scores_are_zero_for_random_and_one_for_the_reference_actions(tmp_path):
     np.testing.assert_allclose(table["A", "x"], 0)
     np.testing.assert_allclose(table["B", "x"], 1)
     np.testing.assert_allclose(table["B", "y"], 0.5)
-    assert [len(values) for values in scores.samples(table, "A", experiment.environments)] == [3, 3]
-    assert scores.samples(table.drop(columns=[("A", "x")]), "A", experiment.environments) is None
+    assert [len(values) for values in scores.samples(table, "A", experiment.environments)["A"]] == [3, 3]
+    unfinished = table.drop(columns=[("A", "x")])
+    assert list(scores.samples(unfinished, ["A", "B"], experiment.environments)) == ["B"]
+    assert scores.aggregated_tasks(table, experiment) == ["x", "y"]
+    assert scores.aggregated_tasks(unfinished, experiment) == []
+    assert scores.aggregated_tasks(table.drop(columns=[("B", "x")]), experiment) == ["x", "y"]  # A is the subject
 
 
 def test_minutes_count_until_the_averaged_return_reaches_the_score(tmp_path):
