@@ -57,6 +57,7 @@ class Setting:
     :param environments: and the best return that the paper reports on each, if it does
     :param task: options of the environment
     :param n_columns: environments of all particles together
+    :param initial_scale: of the weights at first; the logarithm of the spread is zero then, and stays
     :param is_cross_entropy: :class:`CrossEntropy` in place of SVPG
     """
 
@@ -64,6 +65,7 @@ class Setting:
     environments: dict[str, float | None] = field(default_factory=lambda: {SWING_UP: None})
     task: dict[str, Any] = field(default_factory=dict)
     n_columns: int = N_COLUMNS
+    initial_scale: float = 1.0
     is_cross_entropy: bool = False
 
 
@@ -105,6 +107,7 @@ def experiments() -> dict[str, dict[str, Setting]]:
 
 def ablations() -> dict[str, Setting]:
     """SVPG on REINFORCE with one thing changed at a time."""
+    pytorch = {"policy_kwargs": {**NETWORK, "ortho_init": False}}
     changes: dict[str, dict[str, Any]] = {
         "svpg": {},
         "independent": {"mode": "independent"},
@@ -117,8 +120,9 @@ def ablations() -> dict[str, Setting]:
         "independent, selection": {"mode": "independent", "selection_interval": 20},
         "annealed temperature": {"temperature": AnnealedTemperature(100.0, 1.0)},
         "cyclical temperature": {"temperature": CyclicalTemperature(10.0, 1000.0)},
-        "PyTorch's initialisation": {"policy_kwargs": {**NETWORK, "ortho_init": False}},
-        "PyTorch's initialisation, radial": {"policy_kwargs": {**NETWORK, "ortho_init": False}, "mode": "radial"},
+        "PyTorch's initialisation": pytorch,
+        "PyTorch's initialisation, independent": {**pytorch, "mode": "independent"},
+        "PyTorch's initialisation, radial": {**pytorch, "mode": "radial"},
         **{f"behaviour kernel x {coef:g}": {"kernel": "behavior", "behavior_coef": coef} for coef in (0.01, 0.03, 0.1)},
     }
     settings = {name: Setting({"algorithm": "pg", **change}) for name, change in changes.items()}
@@ -127,6 +131,9 @@ def ablations() -> dict[str, Setting]:
         settings[f"linear baseline, {mode}"] = Setting({"algorithm": "pg_linear", "mode": mode})
     for mode, rate in itertools.product(("independent", "svpg"), (0.001, 0.002, 0.01, 0.02)):
         settings[f"learning rate {rate:g}, {mode}"] = Setting({"algorithm": "pg", "mode": mode, "learning_rate": rate})
+    for scale, (name, extra) in itertools.product((3.0, 6.0), (("", {}), (", selection", {"selection_interval": 20}))):
+        arguments = {"algorithm": "pg", "mode": "independent", **extra}
+        settings[f"weights x {scale:g} at first, independent{name}"] = Setting(arguments, initial_scale=scale)
     settings["one CEM per particle"] = Setting({"algorithm": "pg"}, is_cross_entropy=True)
     return settings
 
@@ -184,7 +191,9 @@ def make_model(setting: Setting, environment: str, seed: int) -> SVPG:
     """The population, with the paper's settings where nothing else is given."""
     env = make_batched(environment, setting.n_columns, seed=seed, **setting.task)
     arguments = {"n_particles": N_PARTICLES, "temperature": 10.0, "policy_kwargs": NETWORK, **setting.arguments}
-    return SVPG("MlpPolicy", env, n_steps=N_STEPS, stats_window_size=20, seed=seed, device="cpu", **arguments)
+    model = SVPG("MlpPolicy", env, n_steps=N_STEPS, stats_window_size=20, seed=seed, device="cpu", **arguments)
+    model.policy.theta.mul_(setting.initial_scale)
+    return model
 
 
 def run(
