@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from sb3_wng.benchmarks.figures import save
 from sb3_wng.benchmarks.gait_study import PAIRS
 from sb3_wng.benchmarks.hill_grid import N_EPISODES
 from sb3_wng.benchmarks.markdown import markdown, number
@@ -104,7 +105,7 @@ def draw(folder: Path) -> None:
     if (folder / "multipolicy_grid.csv").exists():
         _draw_grid(folder / "multipolicy_grid.csv")
     if (folder / "multipolicy_paths.csv").exists():
-        _draw_goals(pd.read_csv(folder / "multipolicy_paths.csv"), pd.read_csv(folder / "multipolicy_maps.csv"), folder)
+        _draw_goals(folder)
 
 
 def _draw_grid(path: Path) -> None:
@@ -126,12 +127,13 @@ def _draw_grid(path: Path) -> None:
     np.atleast_1d(panels)[0].set_ylabel("return (line: best)")
     handles, labels = np.atleast_1d(panels)[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize="small")
-    figure.savefig(path.with_suffix(".png"), dpi=110)
-    plt.close(figure)
+    save(figure, path.with_suffix(".png"), path)
 
 
-def _draw_goals(paths: pd.DataFrame, maps: pd.DataFrame, folder: Path) -> None:
+def _draw_goals(folder: Path) -> None:
     """One column per iteration: paths of both policies, then each policy's potential of a straight walk to every place."""
+    files = folder / "multipolicy_paths.csv", folder / "multipolicy_maps.csv"
+    paths, maps = map(pd.read_csv, files)
     iterations = sorted(paths.iteration.unique())
     figure, panels = plt.subplots(3, len(iterations), figsize=(2.7 * len(iterations), 7.8), layout="constrained", sharex=True)
     reach = maps.x.max()
@@ -150,5 +152,4 @@ def _draw_goals(paths: pd.DataFrame, maps: pd.DataFrame, folder: Path) -> None:
             axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     for axes, label in zip(panels[:, 0], ("paths", "potential of the first", "potential of the second"), strict=True):
         axes.set_ylabel(label)
-    figure.savefig(folder / "two_goals.png", dpi=110)
-    plt.close(figure)
+    save(figure, folder / "two_goals.png", *files)

@@ -134,14 +134,12 @@ def cell(values: pd.Series) -> str:
 
 def returns_table(experiment: Experiment, values: pd.Series) -> pd.DataFrame:
     """All methods by all environments, empty where unfinished."""
-    finished = set() if values.empty else set(values.index.droplevel("seed"))
-    return pd.DataFrame(
-        {
-            figures.short(env): [cell(values[name, env]) if (name, env) in finished else "" for name in experiment.methods]
-            for env in experiment.environments
-        },
-        index=list(experiment.methods),
-    )
+    groups = [] if values.empty else values.groupby(level=["algorithm", "environment"])
+    cells = {key: cell(group) for key, group in groups}
+    columns = {
+        figures.short(env): [cells.get((name, env), "") for name in experiment.methods] for env in experiment.environments
+    }
+    return pd.DataFrame(columns, index=list(experiment.methods))
 
 
 def minutes_table(experiment: Experiment, minutes: pd.Series) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from sb3_wng.benchmarks.figures import LINES
+from sb3_wng.benchmarks.figures import save
 from sb3_wng.benchmarks.markdown import markdown, number
 
 TITLES = {
@@ -22,6 +24,7 @@ TITLES = {
     "population_size": "Population size at equal total steps, REINFORCE on CartPoleSwingUp",
     "ablations": "What SVPG is made of, REINFORCE on CartPoleSwingUp",
 }
+MODES = ("svpg", "radial, no interaction", "joint", "independent")  # what the other settings of the ablations vary
 COLUMNS = ["best", "best at the end", "mean at the end", "repulsion ratio", "parameter norm", "seeds"]
 
 
@@ -72,6 +75,11 @@ def table_of_settings(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=COLUMNS)
 
 
+def best_first(runs: pd.DataFrame) -> list[str]:
+    """Settings in the order of what their best particles return at the end."""
+    return list(runs.groupby("algorithm")["best at the end"].mean().sort_values(ascending=False).index)
+
+
 def shares(runs: pd.DataFrame) -> str:
     """The runs' shares of the published iterations, by task if they differ."""
     by_task = {
@@ -96,6 +104,8 @@ def section(folder: Path) -> str:
             continue
         runs = summary(pd.read_csv(path))
         table = table_of_tasks(runs) if name == "table" else table_of_settings(runs)
+        if name == "ablations":
+            table = table.loc[best_first(runs)]
         seeds = f" Seeds {', '.join(map(str, sorted(runs.seed.unique())))}." if name == "table" else ""
         parts.append(f"### {title}\n\nShare of the published iterations: {shares(runs)}.{seeds}\n\n{markdown(table)}")
         parts.append(f"![{title}](svpg_{name}.png)")
@@ -103,32 +113,57 @@ def section(folder: Path) -> str:
 
 
 def draw(folder: Path) -> None:
-    """A figure beside every file of the study: learning curves, and the particles' sorted returns at the end."""
+    """A figure beside every file of the study."""
     for name in TITLES:
         path = folder / f"svpg_{name}.csv"
-        if not path.exists():
-            continue
-        rows = pd.read_csv(path)
-        tasks = rows.groupby("environment", sort=False)
-        figure, panels = plt.subplots(len(tasks), 2, figsize=(11, 4.2 * len(tasks)), layout="constrained", squeeze=False)
-        labels = list(rows.algorithm.unique())
-        for (environment, of_task), (left, right) in zip(tasks, panels, strict=True):
-            for label, group in of_task.groupby("algorithm", sort=False):
-                index = labels.index(label)
-                style = {"color": f"C{index % 10}", "linestyle": LINES[index // 10], "label": label}
-                _curve(left, group, style)
-                _bars(right, group, style)
-            left.set(
-                xlabel="million env steps of all particles", ylabel="return of the best particle", title=_short(environment)
-            )
-            right.xaxis.get_major_locator().set_params(integer=True)
-            right.set(xlabel="rank of the particle", ylabel="return at the end", title="Every particle, sorted")
-        handles = {label: line for axes in panels.flat for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-        figure.legend([handles[label] for label in labels], labels, loc="outside right upper", fontsize="small")
-        figure.savefig(path.with_suffix(".png"), dpi=110)
-        plt.close(figure)
+        if path.exists():
+            rows = pd.read_csv(path)
+            figure = settings_figure(rows) if name == "ablations" else curves_figure(rows)
+            save(figure, path.with_suffix(".png"), path)
     if (folder / "svpg_visitation.csv").exists():
         _draw_visitation(folder / "svpg_visitation.csv")
+
+
+def curves_figure(rows: pd.DataFrame) -> Figure:
+    """A row of panels for each task: learning curves, and the particles' sorted returns at the end."""
+    tasks = rows.groupby("environment", sort=False)
+    figure, panels = plt.subplots(len(tasks), 2, figsize=(11, 4.2 * len(tasks)), layout="constrained", squeeze=False)
+    labels = list(rows.algorithm.unique())
+    for (environment, of_task), (left, right) in zip(tasks, panels, strict=True):
+        _draw_pair(left, right, of_task, labels)
+        left.set_title(_short(environment))
+    handles = {label: line for axes in panels.flat for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend([handles[label] for label in labels], labels, loc="outside right upper", fontsize="small")
+    return figure
+
+
+def settings_figure(rows: pd.DataFrame) -> Figure:
+    """Too many settings for curves: each one's returns at the end, and curves of the few that the others vary."""
+    runs = summary(rows)
+    order = best_first(runs)[::-1]
+    figure = plt.figure(figsize=(13, max(6.0, 0.3 * len(order) + 1)), layout="constrained")
+    panels = figure.subplot_mosaic([["settings", "curves"], ["settings", "particles"]], width_ratios=[1.2, 1])
+    heights = [order.index(name) for name in runs.algorithm]
+    for column, marker, color in (("best at the end", "o", "C0"), ("mean at the end", "|", "C7")):
+        label = f"{column.partition(' ')[0]} of the particles, one mark per seed"
+        panels["settings"].plot(runs[column], heights, marker, color=color, alpha=0.8, label=label)
+    panels["settings"].set(yticks=range(len(order)), yticklabels=order, xlabel="return at the end")
+    panels["settings"].grid(alpha=0.3)
+    panels["settings"].legend(loc="lower right", fontsize="small")
+    _draw_pair(panels["curves"], panels["particles"], rows[rows.algorithm.isin(MODES)], list(MODES))
+    panels["particles"].legend(fontsize="small")
+    return figure
+
+
+def _draw_pair(left: Axes, right: Axes, rows: pd.DataFrame, labels: Sequence[str]) -> None:
+    """Learning curves and sorted particles of one task."""
+    for label, group in rows.groupby("algorithm", sort=False):
+        style = {"color": f"C{labels.index(label)}", "label": label}
+        _curve(left, group, style)
+        _bars(right, group, style)
+    left.set(xlabel="million env steps of all particles", ylabel="return of the best particle")
+    right.locator_params(axis="x", integer=True)
+    right.set(xlabel="rank of the particle", ylabel="return at the end", title="Every particle, sorted")
 
 
 def _curve(axes: Axes, group: pd.DataFrame, style: dict[str, Any]) -> None:
@@ -158,5 +193,4 @@ def _draw_visitation(path: Path) -> None:
         np.add.at(density, (group.angle, group.position), group.share)
         axes.imshow(np.log10(np.maximum(density, 1e-6)), origin="lower", extent=(-3, 3, -np.pi, np.pi), aspect="auto")
         axes.set(title=name, xlabel="position (m)", ylabel="angle (0 is upright)")
-    figure.savefig(path.with_suffix(".png"), dpi=110)
-    plt.close(figure)
+    save(figure, path.with_suffix(".png"), path)

@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from sb3_wng import SVPG
 from sb3_wng.benchmarks import svpg_report, svpg_study
 from sb3_wng.benchmarks.cross_entropy import CrossEntropy, refit
-from sb3_wng.benchmarks.figures import LINES
 from sb3_wng.benchmarks.records import append_records
 
 SETTINGS = {(name, label): s for name, table in svpg_study.experiments().items() for label, s in table.items()}
@@ -86,8 +85,36 @@ def test_tasks_have_their_own_share_and_their_own_panels(tiny, tmp_path, monkeyp
     assert all(axes.lines for axes in saved[0].axes)
 
 
-def test_every_setting_has_a_line_of_its_own():
-    assert max(map(len, svpg_study.experiments().values())) <= 10 * len(LINES)
+def test_ablations_are_shown_best_first(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(svpg_report, "save", lambda figure, *_: saved.append(figure))
+    returns = {"independent": 100, "svpg": 300, "joint": 250, "radial, no interaction": 310, "selection": 150}
+    common = {"environment": svpg_study.SWING_UP, "share": 0.3, "published": "", "repulsion_ratio": 0, "parameter_norm": 1}
+    append_records(
+        tmp_path / "svpg_ablations.csv",
+        [
+            {
+                "algorithm": name,
+                "seed": seed,
+                "iteration": iteration,
+                "timesteps": iteration,
+                "return_best": value * iteration,
+                "return_mean": value - 10,
+                "particle_returns": f"{value} {value - 20}",
+                **common,
+            }
+            for name, value in returns.items()
+            for seed in (0, 1)
+            for iteration in (1, 2)
+        ],
+    )
+    svpg_report.draw(tmp_path)
+    settings, curves, particles = saved[0].axes
+    names = sorted(returns, key=returns.get)
+    assert [label.get_text() for label in settings.get_yticklabels()] == names
+    assert all(len(axes.lines) == len(svpg_report.MODES) for axes in (curves, particles))
+    rows = [line.split("|")[1].strip() for line in svpg_report.section(tmp_path).splitlines() if line.startswith("| ")]
+    assert rows[2:] == names[::-1]
 
 
 def test_best_returns_and_the_iterations_to_come_close_are_read_off_the_curve():
