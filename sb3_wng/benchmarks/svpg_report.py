@@ -23,6 +23,7 @@ TITLES = {
     "temperature": "Temperature on CartPoleSwingUp (published, read off the figure)",
     "population_size": "Population size at equal total steps, REINFORCE on CartPoleSwingUp",
     "ablations": "What SVPG is made of, REINFORCE on CartPoleSwingUp",
+    "weights": "The same on CartPole: growing weights, and larger ones at first",
 }
 MODES = ("svpg", "radial, no interaction", "joint", "independent")  # what the other settings of the ablations vary
 COLUMNS = ["best", "best at the end", "mean at the end", "repulsion ratio", "parameter norm", "seeds"]

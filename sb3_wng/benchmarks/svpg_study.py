@@ -1,10 +1,10 @@
 """Why SVPG works: ``python -m sb3_wng.benchmarks.svpg_study EXPERIMENT [--seeds 0 1 2 3 4] [--jobs 2] [--share 1.0]``.
 
-``table`` is Table 1 of Liu et al. (2017, arXiv 1704.02399), ``temperature`` its Fig. 4, ``population_size`` the study that the
-paper leaves out (equal total steps), ``ablations`` takes the method apart. All run on rllab's tasks, natively batched. A run
-that is already in the output file is not repeated; ``--share 0.1`` runs a tenth of the published iterations. ``speed``
-measures env steps per CPU second against SB3's A2C and TD3; ``visitation`` where the best four particles of each saved
-population go.
+``table`` is Table 1 of Liu et al. (2017, arXiv 1704.02399), ``temperature`` its Fig. 4, ``population_size`` the study that
+the paper leaves out (equal total steps), ``ablations`` takes the method apart, ``weights`` asks what of that holds on
+CartPole. All run on rllab's tasks, natively batched. A run that is already in the output file is not repeated; ``--share
+0.1`` runs a tenth of the published iterations. ``speed`` measures env steps per CPU second against SB3's A2C and TD3;
+``visitation`` where the best four particles of each saved population go.
 
 Columns: ``return_best`` and ``return_mean`` are over the particles, each the mean of its last 20 training episodes;
 ``particle_returns`` has all of them.
@@ -102,6 +102,10 @@ def experiments() -> dict[str, dict[str, Setting]]:
             f"{n} particles": replace(svpg, arguments={**svpg.arguments, "n_particles": n}) for n in (1, 2, 4, 8, 16, 32)
         },
         "ablations": ablations(),
+        "weights": {
+            name: replace(ablations()[name], environments={CART_POLE: None})
+            for name in ("svpg", "radial, no interaction", "independent", "weights x 3 at first, independent")
+        },
     }
 
 
