@@ -36,10 +36,17 @@ def final_returns(curves: pd.DataFrame) -> pd.DataFrame:
     return last.groupby(["algorithm", "seed"], sort=False, as_index=False)["return"].mean()
 
 
-def results_table(finals: pd.DataFrame, study: Study) -> pd.DataFrame:
-    """Methods by escapes with Wilson's interval, against ES by Fisher's exact test, and returns with a bootstrap interval."""
+def ends_past_the_wall(paths: pd.DataFrame, study: Study) -> pd.Series:
+    """Whether each run's path ends farther than the wall's back."""
+    x, _, depth, _ = WALLS[study.environment][0][0]
+    return paths["x"].map(lambda path: float(path.split()[-1])) > x + depth
+
+
+def results_table(finals: pd.DataFrame, paths: pd.DataFrame, study: Study) -> pd.DataFrame:
+    """Methods by escapes with Wilson's interval, against ES by Fisher's exact test, returns with a bootstrap interval, and
+    paths that end past the wall."""
     escaped = {name: finals.loc[finals.algorithm == name, "return"] > study.escape_return for name in study.methods}
-    rows = {}
+    is_past, rows = ends_past_the_wall(paths, study), {}
     for name in study.methods:
         returns = finals.loc[finals.algorithm == name, "return"].to_numpy()
         if len(returns) < 2:
@@ -53,6 +60,7 @@ def results_table(finals: pd.DataFrame, study: Study) -> pd.DataFrame:
             "mean return": f"{returns.mean():.0f} [{mean.low:.0f}, {mean.high:.0f}]",
             "median": f"{np.median(returns):.0f}",
             "of those that escaped": f"{returns[escaped[name]].mean():.0f}" if n_escaped else "",
+            "ends past the wall": f"{is_past[paths.algorithm == name].sum()}/{n}",
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -70,9 +78,10 @@ def section(folder: Path) -> str:
         text = (
             f"`python -m sb3_wng.benchmarks.evolution_study {key}`: {study.n_iterations} iterations, {steps:,} episodes on "
             f"{study.environment}. A run has escaped if its last {N_LAST} policies return more than {study.escape_return:.0f} "
-            "on average, exploration noise included, which no policy in the pocket does (paths are drawn without noise: their "
-            "colours can differ from the count). Rates with Wilson's 95 % interval and Fisher's exact test "
-            "against ES (two-sided, not corrected for the number of methods), mean returns with a 95 % bootstrap interval."
+            "on average, exploration noise included, which no policy in the pocket does. Rates with Wilson's 95 % interval "
+            "and Fisher's exact test against ES (two-sided, not corrected for the number of methods), mean returns with a "
+            "95 % bootstrap interval. The last column counts the paths below, one noise-free episode of each run's last "
+            "policy, that end past the wall, wherever they go from there."
         )
         text = f"{text} {study.notes}".rstrip()
         figures = f"![Paths of the last policies]({key}_paths.png)\n\n![Learning curves]({key}.png)"
@@ -92,7 +101,9 @@ def _tables(folder: Path) -> Iterator[tuple[str, Study, pd.DataFrame]]:
     """Studies of which a method has two runs or more, by their names, with their tables."""
     for key, study in STUDIES.items():
         path = folder / f"{key}.csv"
-        table = results_table(final_returns(pd.read_csv(path)), study) if path.exists() else pd.DataFrame()
+        if not path.exists():
+            continue
+        table = results_table(final_returns(pd.read_csv(path)), pd.read_csv(folder / f"{key}_paths.csv"), study)
         if not table.empty:
             yield key, study, table
 
@@ -116,20 +127,23 @@ def _draw_curves(study: Study, curves: pd.DataFrame, path: Path) -> None:
 
 
 def _draw_paths(study: Study, paths: pd.DataFrame, path: Path) -> None:
-    """Where each run's last policy goes without noise, red if that one episode did not leave the pocket."""
+    """Where each run's last policy goes without noise, red if that one episode does not end past the wall."""
     names = [name for name in study.methods if (paths.algorithm == name).any()]
     figure, panels = _grid(len(names))
     walls, goal, (left, right, bottom, top) = WALLS[study.environment]
+    is_past = ends_past_the_wall(paths, study)
     for axes, name in zip(panels, names, strict=True):
         for box in walls:
             axes.add_patch(Rectangle(box[:2], *box[2:], color="0.3"))
         axes.plot(*goal, marker="*", color="C2", markersize=9)
-        for _, run in paths[paths.algorithm == name].iterrows():
+        for index, run in paths[paths.algorithm == name].iterrows():
             x, y = (np.array(run[key].split(), dtype=float) for key in ("x", "y"))
-            axes.plot(x, y, color="C0" if run["return"] > study.escape_return else "C3", alpha=0.7, linewidth=0.9)
+            axes.plot(x, y, color="C0" if is_past[index] else "C3", alpha=0.7, linewidth=0.9)
         axes.set_title(name, fontsize="small")
         axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
-    figure.supxlabel("x (m); one noise-free episode per run; blue: escaped, red: did not, star: goal", fontsize="small")
+    figure.supxlabel(
+        "x (m); one noise-free episode per run; blue: ends past the wall, red: does not, star: goal", fontsize="small"
+    )
     save(figure, path.with_suffix(".png"), path)
 
 

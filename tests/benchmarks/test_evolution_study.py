@@ -103,7 +103,10 @@ def test_escapes_are_counted_from_the_last_ten_policies():
         for step, value in ((1, -100), (2, end - 10), (3, end + 10))
     ]
     finals = evolution_report.final_returns(pd.DataFrame(rows))
-    table = evolution_report.results_table(finals, POINT_WALL)
+    ends = {"ES": [13.6, 13.6, 25.0, 14.1], "BGWNES": [25.0, 71.0, 14.4, 13.0]}  # the wall's back is at 14.3
+    paths = pd.DataFrame([{"algorithm": name, "x": f"0.0 20.0 {x}"} for name, last in ends.items() for x in last])
+    table = evolution_report.results_table(finals, paths, POINT_WALL)
+    assert list(table["ends past the wall"]) == ["1/4", "3/4"]
     assert table.loc["ES", "escaped"] == "1/4 [0.05, 0.70]"  # Wilson's interval, as tabulated
     assert table.loc["BGWNES", "escaped"] == "4/4 [0.51, 1.00]"
     assert table.loc["BGWNES", "against ES, p"] == "0.14"  # 2 * (4 choose 1) * (4 choose 4) / (8 choose 5)
