@@ -148,13 +148,15 @@ def _draw_paths(study: Study, paths: pd.DataFrame, path: Path) -> None:
 
 
 def _grid(n: int) -> tuple[Figure, list[Axes]]:
-    n_rows = -(-n // 3)
+    n_columns = 2 if n == 4 else 3
+    n_rows = -(-n // n_columns)
+    size = 9, 7.5 / n_columns * n_rows
     figure, panels = plt.subplots(
-        n_rows, 3, figsize=(9, 2.5 * n_rows), layout="constrained", squeeze=False, sharex=True, sharey=True
+        n_rows, n_columns, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True
     )
     axes = list(panels.flat)
     for unused in axes[n:]:
         unused.set_visible(False)
-    for lowest in axes[max(n - 3, 0) : n]:
+    for lowest in axes[max(n - n_columns, 0) : n]:
         lowest.tick_params(labelbottom=True)
     return figure, axes[:n]

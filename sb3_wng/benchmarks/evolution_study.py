@@ -191,6 +191,8 @@ ANT_WALL = Study(
         "policy_kwargs": {"net_arch": [64, 64], "action_noise_std": 0.1},
     },
     behavior={"embedding": "reward_to_go"},
+    notes="A seventh of the published steps. Standing still returns -6000, walking into the pocket and staying there -4400 to "
+    "-4600: these ants still walk slowly, and some have just arrived in the pocket.",
 )
 STUDIES = {"point_wall": POINT_WALL, "ant_wall": ANT_WALL}
 
