@@ -42,7 +42,7 @@ from sb3_wng.benchmarks.runner import replace_file
 
 N_COLUMNS = 8  # environments that are stepped together; results do not depend on it
 ITERATIONS_PER_RECORD = 5
-ITERATIONS_PER_CHECKPOINT = 10  # two and a half minutes before AntWall's wall
+ITERATIONS_PER_CHECKPOINT = 10  # about two minutes on AntWall
 CLIP = 0.05  # of directions whose norm is .07 to .1 in these units
 PUBLISHED_NOISE = 0.01  # per parameter: the released code's perturbations are vectors of length .1 with 101 numbers
 
@@ -192,7 +192,7 @@ ANT_WALL = Study(
     },
     behavior={"embedding": "reward_to_go"},
     notes="A seventh of the published steps. Standing still returns -6000, walking into the pocket and staying there -4400 to "
-    "-4600: these ants still walk slowly, and some have just arrived in the pocket.",
+    "-4600: these ants still walk slowly, some as far as the pocket.",
 )
 STUDIES = {"point_wall": POINT_WALL, "ant_wall": ANT_WALL}
 
