@@ -16,7 +16,6 @@ import io
 import math
 import multiprocessing
 import pickle
-import re
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -37,8 +36,8 @@ from torch import Tensor, nn
 
 from sb3_wng import BGES, BGWNES, ES, NSRES, WNES
 from sb3_wng.algorithms import EvolutionStrategy
+from sb3_wng.benchmarks.checkpoints import file_name, replace_file, saved
 from sb3_wng.benchmarks.records import RESULTS, WORK, append_records, read_records
-from sb3_wng.benchmarks.runner import replace_file
 
 N_COLUMNS = 8  # environments that are stepped together; results do not depend on it
 ITERATIONS_PER_RECORD = 5
@@ -227,10 +226,7 @@ class Checkpoints(BaseCallback):
     def _on_rollout_start(self) -> None:
         n_iterations = len(self.returns.rows)
         if n_iterations > 0 and n_iterations % ITERATIONS_PER_CHECKPOINT == 0:
-            buffer = io.BytesIO()
-            self.model.save(buffer)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(self.path, pickle.dumps((buffer.getvalue(), self.returns.rows)))
+            replace_file(self.path, pickle.dumps((saved(self.model), self.returns.rows)))
 
     def _on_step(self) -> bool:
         return True
@@ -265,7 +261,7 @@ def follow(model: EvolutionStrategy, environment: str, seed: int) -> dict[str, o
 
 
 def checkpoint_path(work: Path, key: str, name: str, seed: int) -> Path:
-    return work / re.sub(r"[^\w.-]+", "_", f"{key}-{name}-{seed}")
+    return work / file_name(key, name, seed)
 
 
 def run(

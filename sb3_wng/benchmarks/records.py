@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import importlib.metadata
+import io
 import os
 import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from filelock import FileLock
+
+from sb3_wng.benchmarks.checkpoints import replace_file
 
 RESULTS, WORK = Path("docs/benchmarks"), Path("runs/benchmarks")  # of CSV files and of checkpoints, unless told otherwise
 PACKAGES = ("sb3-wng", "stable-baselines3", "sb3-contrib", "torch", "gymnasium", "pybullet", "numpy")
@@ -57,9 +60,8 @@ def write_records(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Replace a CSV file, atomically; its columns are those of all rows, in order of appearance."""
     rows = list(rows)
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with unfinished.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(unfinished, path)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_file(path, text.getvalue().encode())

@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import io
 import multiprocessing
-import os
 import pickle
-import random
-import re
 import time
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -28,6 +25,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_wng.benchmarks.checkpoints import file_name, generator_states, replace_file, saved, set_generator_states
 from sb3_wng.benchmarks.experiments import Experiment, algorithm_class, make_env, make_model, settings
 from sb3_wng.benchmarks.records import append_records, read_records
 
@@ -62,8 +60,7 @@ class Run:
     @property
     def folder(self) -> Path:
         """Name that any file system takes; two methods that differ only in punctuation would be refused by their lock."""
-        name = "-".join(re.sub(r"[^\w.]+", "_", part) for part in self.key)
-        return self.work / self.experiment.name / name
+        return self.work / self.experiment.name / file_name(*self.key)
 
     @property
     def timesteps(self) -> int:
@@ -92,22 +89,13 @@ def clock() -> Seconds:
 # --- Checkpoints ---
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file so that readers, and processes after a crash, see either the old content or the new."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-    unfinished.write_bytes(content)
-    os.replace(unfinished, path)
-
-
 def save_checkpoint(path: Path, model: BaseAlgorithm, episodes: list[Episode], seconds: Seconds) -> None:
-    buffer = io.BytesIO()
-    model.save(buffer)
     state = {
-        "model": buffer.getvalue(),
+        "model": saved(model),
         "normalization": pickle.dumps(model.get_vec_normalize_env()),
         "episodes": episodes,
         "seconds": seconds,
-        "generators": (random.getstate(), np.random.get_state(), torch.get_rng_state()),  # noqa: NPY002  # SB3's
+        "generators": generator_states(),
     }
     replace_file(path, pickle.dumps(state))
 
@@ -125,10 +113,7 @@ def load_checkpoint(path: Path, run: Run) -> tuple[BaseAlgorithm, list[Episode],
         env = statistics
     algorithm = algorithm_class(run.experiment.methods[run.algorithm].algorithm)
     model = algorithm.load(io.BytesIO(state["model"]), env=env, device="cpu")
-    python, numpy, torch_state = state["generators"]  # after load, which seeds them
-    random.setstate(python)
-    np.random.set_state(numpy)  # noqa: NPY002
-    torch.set_rng_state(torch_state)
+    set_generator_states(state["generators"])
     return model, state["episodes"], state["seconds"]
 
 

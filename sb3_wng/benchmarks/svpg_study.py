@@ -2,9 +2,10 @@
 
 ``table`` is Table 1 of Liu et al. (2017, arXiv 1704.02399), ``temperature`` its Fig. 4, ``population_size`` the study that
 the paper leaves out (equal total steps), ``ablations`` takes the method apart, ``weights`` asks what of that holds on
-CartPole. All run on rllab's tasks, natively batched. A run that is already in the output file is not repeated; ``--share
-0.1`` runs a tenth of the published iterations. ``speed`` measures env steps per CPU second against SB3's A2C and TD3;
-``visitation`` where the best four particles of each saved population go.
+CartPole. All run on rllab's tasks, natively batched. A run that is in the output file is not repeated. One that was
+interrupted continues from its checkpoint and ends as an undisturbed one; cross-entropy methods start again. ``--share 0.1``
+runs a tenth of the published iterations. ``visitation`` measures where the best four
+particles of each saved population go.
 
 Columns: ``return_best`` and ``return_mean`` are over the particles, each the mean of its last 20 training episodes;
 ``particle_returns`` has all of them.
@@ -13,9 +14,11 @@ Columns: ``return_best`` and ``return_mean`` are over the particles, each the me
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
 import math
 import multiprocessing
+import pickle
 import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -26,22 +29,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from stable_baselines3 import A2C, TD3
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.noise import NormalActionNoise
 from torch import Tensor
 
+from sb3_wng.benchmarks.checkpoints import file_name, generator_states, replace_file, saved, set_generator_states
 from sb3_wng.benchmarks.cross_entropy import CrossEntropy
-from sb3_wng.benchmarks.records import RESULTS, append_records, read_records, write_records
+from sb3_wng.benchmarks.records import RESULTS, WORK, append_records, read_records, write_records
 from sb3_wng.envs import make_batched
-from sb3_wng.geometry import kernel_repulsion, median_bandwidth, particle_kernel, squared_distances, svgd_direction
 from sb3_wng.population import SVPG, AnnealedTemperature, CyclicalTemperature
 
 N_COLUMNS, N_STEPS = 320, 500  # 16 particles x 20 environments x one horizon: 10,000 steps per particle and iteration
 N_PARTICLES = 16
-N_OFF_POLICY = 60_000  # steps
 N_RECORDS = 50  # points of a learning curve
+ITERATIONS_PER_CHECKPOINT = 20
 SWING_UP, DOUBLE_PENDULUM = "RllabCartPoleSwingUp-v0", "RllabDoublePendulum-v0"
 CART_POLE, MOUNTAIN_CAR = "RllabCartPole-v0", "RllabMountainCar-v0"
 ITERATIONS = {SWING_UP: 1000, DOUBLE_PENDULUM: 1000, CART_POLE: 50, MOUNTAIN_CAR: 50}
@@ -143,17 +143,46 @@ def ablations() -> dict[str, Setting]:
 
 
 class Curve(BaseCallback):
-    """Particles' returns and the state of the kernel, at the end of ``N_RECORDS`` rollouts."""
+    """Particles' returns and the state of the kernel, at the end of ``N_RECORDS`` rollouts; checkpoints between rollouts.
 
-    def __init__(self, n_iterations: int) -> None:
+    :param n_iterations: rollouts of the run
+    :param checkpoint: file that is written every ``ITERATIONS_PER_CHECKPOINT`` rollouts; ``None``: no checkpoints
+    """
+
+    def __init__(self, n_iterations: int, checkpoint: Path | None = None) -> None:
         super().__init__()
         self.interval = max(1, n_iterations // N_RECORDS)
+        self.checkpoint = checkpoint
         self.n_rollouts = 0
         self.records: list[dict[str, object]] = []
+        self._logged: dict[str, Any] = {}
         self._start = time.perf_counter(), time.process_time()
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Of the clock and of the processor, that the run has taken."""
+        return time.perf_counter() - self._start[0], time.process_time() - self._start[1]
+
+    def _on_training_start(self) -> None:
+        self.logger.name_to_value.update(self._logged)
 
     def _on_step(self) -> bool:
         return True
+
+    def _on_rollout_start(self) -> None:
+        if self.checkpoint is not None and self.n_rollouts > 0 and self.n_rollouts % ITERATIONS_PER_CHECKPOINT == 0:
+            logged = dict(self.logger.name_to_value)  # of the last update, for the record at the end of this rollout
+            curve = self.n_rollouts, self.records, self.seconds, logged
+            replace_file(self.checkpoint, pickle.dumps((saved(self.model), self.training_env, generator_states(), curve)))
+
+    def resume(self, checkpoint: Path) -> SVPG:
+        """Continue a run's curve; its population, in environments that stand where they stood."""
+        content, env, generators, curve = pickle.loads(checkpoint.read_bytes())
+        self.n_rollouts, self.records, (wall, cpu), self._logged = curve
+        self._start = self._start[0] - wall, self._start[1] - cpu
+        model = SVPG.load(io.BytesIO(content), env=env, device="cpu", force_reset=False)
+        set_generator_states(generators)
+        return model
 
     def _on_rollout_end(self) -> None:
         self.n_rollouts += 1
@@ -173,8 +202,8 @@ class Curve(BaseCallback):
                 "kernel_mean": f"{logged.get('train/kernel_mean', 0):.5f}",
                 "repulsion_ratio": f"{logged.get('train/repulsion_ratio', 0):.4f}",
                 "parameter_norm": f"{parameters.norm(dim=1).mean().item():.3f}",
-                "wall_seconds": f"{time.perf_counter() - self._start[0]:.1f}",
-                "cpu_seconds": f"{time.process_time() - self._start[1]:.1f}",
+                "wall_seconds": f"{self.seconds[0]:.1f}",
+                "cpu_seconds": f"{self.seconds[1]:.1f}",
                 "particle_returns": " ".join(f"{value:.1f}" for value in returns),
             }
         )
@@ -200,21 +229,39 @@ def make_model(setting: Setting, environment: str, seed: int) -> SVPG:
     return model
 
 
+def checkpoint_path(work: Path, experiment: str, name: str, environment: str, seed: int, share: float) -> Path:
+    return work / file_name(f"svpg_{experiment}", name, environment, seed, f"{share:g}")
+
+
 def run(
-    experiment: str, name: str, environment: str, seed: int, share: float, models: Path | None, deadline: float = math.inf
+    experiment: str,
+    name: str,
+    environment: str,
+    seed: int,
+    share: float,
+    models: Path | None,
+    work: Path,
+    deadline: float = math.inf,
 ) -> list[dict[str, object]]:
-    """Train once; one record per point of the learning curve, none if it is past the deadline (seconds since the epoch)."""
+    """Train once, from a checkpoint if there is one; one record per point of the learning curve.
+
+    :param models: folder where the trained population is saved, if any
+    :param work: folder of checkpoints
+    :param deadline: seconds since the epoch after which nothing is started, and nothing returned
+    """
     if time.time() > deadline:
         return []
     torch.set_num_threads(1)
     setting = experiments()[experiment][name]
     n_iterations = max(1, round(ITERATIONS[environment] * share))
-    curve = Curve(n_iterations)
+    checkpoint = checkpoint_path(work, experiment, name, environment, seed, share)
+    curve = Curve(n_iterations, checkpoint)
     if setting.is_cross_entropy:
         evolve(setting, environment, seed, curve, n_iterations)
     else:
-        model = make_model(setting, environment, seed)
-        model.learn(n_iterations * N_STEPS * setting.n_columns, callback=curve, log_interval=n_iterations + 1)
+        model = curve.resume(checkpoint) if checkpoint.exists() else make_model(setting, environment, seed)
+        rest = n_iterations * N_STEPS * setting.n_columns - model.num_timesteps
+        model.learn(rest, curve, log_interval=n_iterations + 1, reset_num_timesteps=False)
         if models is not None:
             model.save(models / f"{experiment}-{name}-{environment}-{seed}".replace(" ", "_"))
     key = {"experiment": experiment, "algorithm": name, "environment": environment, "seed": seed, "share": f"{share:g}"}
@@ -259,71 +306,9 @@ def write_visitation(models: Path, path: Path) -> None:
     write_records(path, cells)
 
 
-def measure_speed(path: Path, n_iterations: int = 3) -> None:
-    """Env steps per CPU second of 16 particles and of SB3's A2C and TD3, and the Stein update's share, all in one process."""
-    torch.set_num_threads(1)
-    records: list[dict[str, object]] = []
-
-    def record(name: str, value: float, unit: str) -> None:
-        records.append({"quantity": name, "value": f"{value:.4g}", "unit": unit})
-        print(f"{name}: {value:.4g} {unit}", flush=True)
-
-    for n_steps in (5, N_STEPS):
-        env = make_batched(SWING_UP, 20, seed=0)
-        agent = A2C("MlpPolicy", env, n_steps=n_steps, policy_kwargs=NETWORK, device="cpu", seed=0)
-        record(f"SB3 A2C, 20 environments, n_steps {n_steps}", steps_per_second(agent, 20 * N_STEPS), "steps/s")
-    off_policy = make_off_policy()
-    record("SB3 TD3, 1 environment", steps_per_second(off_policy, N_OFF_POLICY, off_policy.learning_starts), "steps/s")
-    episodes = [episode["r"] for episode in off_policy.ep_info_buffer or ()]
-    record(f"SB3 TD3, last 20 episodes of {off_policy.num_timesteps} steps", float(np.mean(episodes)), "mean return")
-    for name, critic in (("pg", {}), ("pg_linear", {}), ("a2c", CRITIC)):
-        model = make_model(Setting({"algorithm": name, "algorithm_kwargs": critic}), SWING_UP, 0)
-        record(f"SVPG {name}, 16 x 20 environments", steps_per_second(model, n_iterations * N_COLUMNS * N_STEPS), "steps/s")
-    for n, p in ((16, 6852), (64, 6852), (16, 100_000), (64, 100_000)):
-        record(f"Stein direction, {n} particles x {p} parameters", stein_seconds(n, p), "s")
-    hidden = {"net_arch": {"pi": [300, 300, 20], "vf": []}}  # 98,142 parameters with five observations
-    setting = Setting({"algorithm": "pg", "n_particles": 64, "policy_kwargs": hidden})
-    large = make_model(setting, SWING_UP, 0)
-    n_parameters = large.policy.theta.shape[1]
-    per_update = N_COLUMNS * N_STEPS / steps_per_second(large, N_COLUMNS * N_STEPS)
-    record(f"SVPG pg, 64 x 5 environments, {n_parameters} parameters", per_update, "s per iteration")
-    record("Stein direction's share of it", stein_seconds(64, n_parameters) / per_update, "")
-    append_records(path, records)
-
-
-def make_off_policy() -> TD3:
-    """One agent on CartPoleSwingUp, with exploration noise and otherwise SB3's defaults."""
-    noise, env = NormalActionNoise(np.zeros(1), np.full(1, 0.1)), make_batched(SWING_UP, 1, seed=0)
-    arguments: dict[str, Any] = {"policy_kwargs": NETWORK, "stats_window_size": 20, "device": "cpu", "seed": 0}
-    return TD3("MlpPolicy", env, action_noise=noise, **arguments)
-
-
-def steps_per_second(model: BaseAlgorithm, n_timesteps: int, start_timesteps: int = 1) -> float:
-    """CPU time of training after a short start."""
-    model.learn(start_timesteps)
-    start = time.process_time()
-    n_before = model.num_timesteps
-    model.learn(n_timesteps, reset_num_timesteps=False)
-    return (model.num_timesteps - n_before) / (time.process_time() - start)
-
-
-def stein_seconds(n: int, p: int) -> float:
-    """CPU seconds of one direction from scores and particles (n, p); the fastest of three."""
-    scores, particles = torch.randn(n, p), torch.randn(n, p)
-    seconds = []
-    for _ in range(3):
-        start = time.process_time()
-        distances = squared_distances(particles)
-        bandwidth = median_bandwidth(distances)
-        kernel = particle_kernel(distances, bandwidth)
-        svgd_direction(scores, kernel, kernel_repulsion(particles, kernel, bandwidth))
-        seconds.append(time.process_time() - start)
-    return min(seconds)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("experiment", choices=[*experiments(), "speed", "visitation"])
+    parser.add_argument("experiment", choices=[*experiments(), "visitation"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--share", type=float, default=1.0, help="of the published iterations")
@@ -331,12 +316,11 @@ def main() -> None:
     parser.add_argument("--algorithms", nargs="+", help="names in the table (default: all)")
     parser.add_argument("--environments", nargs="+", help="ids (default: all of the experiment's)")
     parser.add_argument("--models", type=Path, help="folder where trained populations are saved")
+    parser.add_argument("--work", type=Path, default=WORK, help="folder of checkpoints (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="CSV file (default: docs/benchmarks/svpg_EXPERIMENT.csv)")
     arguments = parser.parse_args()
     path = arguments.output or RESULTS / f"svpg_{arguments.experiment}.csv"
-    if arguments.experiment == "speed":
-        measure_speed(path)
-    elif arguments.experiment == "visitation":
+    if arguments.experiment == "visitation":
         if arguments.models is None:
             parser.error("visitation needs --models, the folder that table wrote")
         write_visitation(arguments.models, path)
@@ -356,13 +340,16 @@ def run_experiment(arguments: argparse.Namespace, path: Path) -> None:
         and (arguments.environments is None or environment in arguments.environments)
         and (name, environment, seed, arguments.share) not in done
     ]
-    rest = (arguments.share, arguments.models, time.time() + arguments.budget)
+    rest = (arguments.share, arguments.models, arguments.work, time.time() + arguments.budget)
     with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = {pool.submit(run, arguments.experiment, *key, *rest): key for key in runs}
         for count, future in enumerate(as_completed(futures), 1):
             records = future.result()
             if records:
                 append_records(path, records)
+                checkpoint_path(arguments.work, arguments.experiment, *futures[future], arguments.share).unlink(
+                    missing_ok=True
+                )
                 print(f"{count}/{len(futures)}", *futures[future], records[-1]["return_best"], flush=True)
 
 

@@ -17,7 +17,7 @@ pytest.importorskip("sb3_contrib")
 pytest.importorskip("pybullet_envs_gymnasium")
 
 from sb3_wng.benchmarks import __main__ as command_line
-from sb3_wng.benchmarks import runner
+from sb3_wng.benchmarks import checkpoints, runner
 from sb3_wng.benchmarks.experiments import NO_CRITIC, REGULATOR, Experiment, Method, make_model
 from sb3_wng.benchmarks.linear_quadratic import CURVATURE, GAIN, LinearQuadraticEnv, P, Q, R
 from sb3_wng.benchmarks.records import append_records
@@ -131,14 +131,14 @@ def test_returns_are_those_of_the_monitor_but_not_rounded(tmp_path):
 
 def test_an_unfinished_checkpoint_does_not_replace_a_good_one(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint"
-    runner.replace_file(path, b"good")
+    checkpoints.replace_file(path, b"good")
 
     def die(*_):
         raise Killed
 
-    monkeypatch.setattr(runner.os, "replace", die)
+    monkeypatch.setattr(checkpoints.os, "replace", die)
     with pytest.raises(Killed):
-        runner.replace_file(path, b"half")
+        checkpoints.replace_file(path, b"half")
     assert path.read_bytes() == b"good"
 
 

@@ -16,6 +16,7 @@ from sb3_wng import SVPG
 from sb3_wng.benchmarks import svpg_report, svpg_study
 from sb3_wng.benchmarks.cross_entropy import CrossEntropy, refit
 from sb3_wng.benchmarks.records import append_records
+from sb3_wng.population import AnnealedTemperature
 
 SETTINGS = {(name, label): s for name, table in svpg_study.experiments().items() for label, s in table.items()}
 
@@ -53,8 +54,8 @@ def test_runs_are_recorded_once_and_reported(tiny, tmp_path):
     path = tmp_path / "svpg_table.csv"
     for name in ("REINFORCE svpg", "REINFORCE joint"):
         for seed in (0, 1):
-            append_records(path, svpg_study.run("table", name, svpg_study.SWING_UP, seed, 0.5, tmp_path))
-    assert svpg_study.run("table", "REINFORCE svpg", svpg_study.SWING_UP, 0, 0.5, None, deadline=0.0) == []
+            append_records(path, svpg_study.run("table", name, svpg_study.SWING_UP, seed, 0.5, tmp_path, tmp_path))
+    assert svpg_study.run("table", "REINFORCE svpg", svpg_study.SWING_UP, 0, 0.5, None, tmp_path, deadline=0.0) == []
     assert ("REINFORCE svpg", svpg_study.SWING_UP, 1, 0.5) in svpg_study.finished_runs(path)
     rows = pd.read_csv(path)
     assert len(rows) == 2 * 2 * 2
@@ -73,12 +74,41 @@ def test_runs_are_recorded_once_and_reported(tiny, tmp_path):
     assert (tmp_path / "svpg_table.png").stat().st_size > 0
 
 
+@pytest.mark.parametrize("change", [{}, {"algorithm": "a2c", "temperature": AnnealedTemperature(100.0, 1.0)}], ids=str)
+def test_an_interrupted_run_ends_as_an_undisturbed_one(change, tiny, tmp_path, monkeypatch):
+    setting = SETTINGS["table", "REINFORCE svpg"]
+    arguments = {**setting.arguments, "n_particles": 4, "policy_kwargs": {"net_arch": [8]}, **change}
+    setting = replace(setting, n_columns=8, arguments=arguments, task={"max_episode_steps": 13})  # not as long as a rollout
+    monkeypatch.setattr(svpg_study, "experiments", lambda: {"table": {"svpg": setting}})
+    key = "table", "svpg", svpg_study.SWING_UP, 0, 1.0
+    undisturbed = svpg_study.run(*key, None, tmp_path / "undisturbed")
+    monkeypatch.setattr(svpg_study, "ITERATIONS_PER_CHECKPOINT", 2)
+    record = svpg_study.Curve.record
+
+    def record_and_die(curve, *args):
+        record(curve, *args)
+        if curve.n_rollouts == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(svpg_study.Curve, "record", record_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        svpg_study.run(*key, None, tmp_path)
+    monkeypatch.setattr(svpg_study.Curve, "record", record)
+    assert svpg_study.checkpoint_path(tmp_path, *key).exists()
+    monkeypatch.setattr(svpg_study, "make_model", None)  # not started again
+    resumed = svpg_study.run(*key, None, tmp_path)
+    assert len(resumed) == 4
+    for one, other in zip(undisturbed, resumed, strict=True):
+        assert one["cpu_seconds"]
+        assert {k: v for k, v in one.items() if "seconds" not in k} == {k: v for k, v in other.items() if "seconds" not in k}
+
+
 def test_tasks_have_their_own_share_and_their_own_panels(tiny, tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **kwargs: saved.append(figure))
     path = tmp_path / "svpg_table.csv"
     for task, share in ((svpg_study.SWING_UP, 0.5), (svpg_study.CART_POLE, 0.02)):
-        append_records(path, svpg_study.run("table", "REINFORCE svpg", task, 0, share, None))
+        append_records(path, svpg_study.run("table", "REINFORCE svpg", task, 0, share, None, tmp_path))
     assert "iterations: CartPoleSwingUp 0.5; CartPole 0.02." in svpg_report.section(tmp_path)
     svpg_report.draw(tmp_path)
     assert [axes.get_title() for axes in saved[0].axes[::2]] == ["CartPoleSwingUp", "CartPole"]
@@ -167,10 +197,10 @@ def test_an_episode_counts_until_its_end(tiny):
     assert (returns.min() >= -10) & (returns.max() < -9)  # about -1 per step, in rollouts of 20
 
 
-def test_cross_entropy_runs_are_recorded_as_others(tiny, monkeypatch):
+def test_cross_entropy_runs_are_recorded_as_others(tiny, tmp_path, monkeypatch):
     setting = svpg_study.Setting({"algorithm": "pg", "n_particles": 4}, n_columns=8, is_cross_entropy=True)
     monkeypatch.setattr(svpg_study, "experiments", lambda: {"ablations": {"CEM": setting}})
-    records = svpg_study.run("ablations", "CEM", svpg_study.SWING_UP, 0, 0.5, None)
+    records = svpg_study.run("ablations", "CEM", svpg_study.SWING_UP, 0, 0.5, None, tmp_path)
     assert [record["iteration"] for record in records] == [1, 2]
     assert records[-1]["timesteps"] == 2 * 20 * 8
     assert len(str(records[-1]["particle_returns"]).split()) == 4

@@ -1,0 +1,47 @@
+"""What an interrupted run needs to go on, written so that no crash leaves half of it."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file so that readers, and processes after a crash, see either the old content or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_bytes(content)
+    os.replace(unfinished, path)
+
+
+def file_name(*parts: object) -> str:
+    """A name for what these parts identify, that any file system takes."""
+    return "-".join(re.sub(r"[^\w.]+", "_", str(part)) for part in parts)
+
+
+def saved(model: BaseAlgorithm) -> bytes:
+    """What ``model.save`` writes."""
+    buffer = io.BytesIO()
+    model.save(buffer)
+    return buffer.getvalue()
+
+
+def generator_states() -> tuple[Any, ...]:
+    """Where the global random generators stand: Python's, NumPy's (which SB3 uses) and torch's."""
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+
+
+def set_generator_states(states: tuple[Any, ...]) -> None:
+    """Put them back; after loading a model, which seeds them."""
+    python, numpy, torch_state = states
+    random.setstate(python)
+    np.random.set_state(numpy)  # noqa: NPY002
+    torch.set_rng_state(torch_state)
