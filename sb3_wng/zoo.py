@@ -182,7 +182,7 @@ def _with_our_schedules(preprocess: Callable[[dict[str, Any]], dict[str, Any]]) 
 
     @functools.wraps(preprocess)
     def with_our_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
-        for name in ("target_distance", "target_kl", "actor_learning_rate"):
+        for name in ("target_distance", "target_kl", "step_size", "actor_learning_rate"):
             value = hyperparams.get(name)
             if isinstance(value, str) and value.startswith("lin_"):
                 hyperparams[name] = linear_schedule(value.removeprefix("lin_"))

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_wng.algorithms.behavior_samples import STATE_EMBEDDINGS
 from sb3_wng.algorithms.penalty import DISTANCES
@@ -31,18 +33,21 @@ def check_policy_gradient_arguments(model: NaturalPolicyGradient) -> None:
         raise ValueError(
             f"policy: {model.policy_class.__name__} is no ActorCriticPolicy: it has no law of actions or no values"
         )
+    if "RecurrentActorCriticPolicy" in [base.__name__ for base in model.policy_class.__mro__]:  # Contrib's, an extra
+        raise ValueError(f"policy: {model.policy_class.__name__} is recurrent, and recurrent policies are not supported")
     check_choice("metric", model.metric, METRICS)
     check_choice("step_rule", model.step_rule, STEP_RULES)
     check_integers(model, n_steps=1, batch_size=1, n_policy_updates=1, policy_batch_size=1, cg_max_steps=1)
     check_integers(model, line_search_max_iter=0, n_critic_updates=0, n_basis=1, embedding_horizon=1, sub_sampling_factor=1)
+    check_integers(model, adaptive_damping=0)
     check_positive(model, "target_distance", "target_kl", "step_size", "std_weight", "max_grad_norm")
     if not (is_finite_number(model.cg_damping) and model.cg_damping >= 0):
         raise ValueError(f"cg_damping must be a finite number >= 0, got {model.cg_damping}")
     if model.cg_damping == 0 and (model.metric == "kernel" or model.adaptive_damping):
         raise ValueError("cg_damping must be > 0 for metric='kernel' and for adaptive_damping")
-    if model.uses_kernel or model.wasserstein_coef != 0:
-        check_embedding(model)
+    check_embedding(model)
     check_penalty(model)
+    warn_of_no_effect(model)
     if not 0 < model.line_search_shrinking_factor < 1:
         raise ValueError(f"line_search_shrinking_factor must be in (0, 1), got {model.line_search_shrinking_factor}")
     if model.step_rule == "trust_region":
@@ -54,23 +59,48 @@ def check_policy_gradient_arguments(model: NaturalPolicyGradient) -> None:
         warnings.warn(
             "step_rule='fixed_rate' with normalize_advantage=True: normalized advantages grow as 1/spread, and so does the "
             "step. Pass normalize_advantage=False (and scale rewards by VecNormalize), or use the trust region",
-            stacklevel=5,
+            stacklevel=6,
         )
     if model.env is not None:
         check_batch_size(model.n_steps, model.env.num_envs, model.batch_size, model.normalize_advantage)
-        if model.uses_kernel:
-            check_smallest_minibatch(model.n_steps * model.env.num_envs, model.policy_batch_size)
+        if model.uses_kernel and not is_of_states(model):
+            check_windows(model.n_steps, model.env.num_envs, model.embedding_horizon)
+        elif model.uses_kernel:
+            check_smallest_minibatch(model.n_steps * model.env.num_envs, minibatch_size(model))
+
+
+def minibatch_size(model: NaturalPolicyGradient) -> int | None:
+    """Samples that a metric is estimated from; ``None``: the whole rollout, as in a trust region's natural steps."""
+    return None if model.step_rule == "trust_region" else model.policy_batch_size
+
+
+def is_of_states(model: NaturalPolicyGradient) -> bool:
+    """Whether the embedding is one of single states, not of trajectories."""
+    return isinstance(model.embedding, str) and model.embedding in STATE_EMBEDDINGS
+
+
+def warn_of_no_effect(model: NaturalPolicyGradient) -> None:
+    """Warn of arguments that nothing reads."""
+    unused = []
+    if model.wasserstein_coef == 0 and model.reference is not None:
+        unused.append("reference has no effect with wasserstein_coef=0")
+    if model.wasserstein_coef == 0 and not model.uses_kernel and model.embedding != "actions":
+        unused.append(f"embedding has no effect with metric={model.metric!r} and without a penalty: pass metric='kernel'")
+    if model.diagonal_damping and model.metric != "kernel":
+        unused.append(f"diagonal_damping has no effect with metric={model.metric!r}")
+    for message in unused:
+        warnings.warn(message, stacklevel=7)
 
 
 def check_embedding(model: NaturalPolicyGradient) -> None:
     """:raises ValueError: for an unknown embedding, or one of trajectories where only minibatches of states are seen"""
-    if isinstance(model.embedding, str) and model.embedding in STATE_EMBEDDINGS:
+    if is_of_states(model):
         return
     try:
         make_embedding(model.embedding)
     except ValueError as error:
         raise ValueError(f"{error}; embeddings of single states: {', '.join(map(repr, STATE_EMBEDDINGS))}") from None
-    if model.uses_kernel and model.policy_batch_size is not None:
+    if model.uses_kernel and minibatch_size(model) is not None:
         raise ValueError(
             "policy_batch_size must be None for a kernel metric with an embedding of trajectories, cut from the rollout"
         )
@@ -93,17 +123,16 @@ def check_penalty(model: NaturalPolicyGradient) -> None:
     if model.adaptive_coef and model.step_rule == "trust_region" and model.n_penalized_epochs == 0:
         raise ValueError("adaptive_coef has nothing to adapt to in a trust region, which ends at target_distance by itself")
     if model.wasserstein_coef == 0:
-        if model.reference is not None:
-            warnings.warn("reference has no effect with wasserstein_coef=0", stacklevel=5)
         return
-    is_of_states = isinstance(model.embedding, str) and model.embedding in STATE_EMBEDDINGS
+    if model.reference is not None and model.embedding == "actions_and_values":
+        raise ValueError("reference: a behaviour that is given has no resampled actions; pass embedding='actions'")
     if model.distance in ("closed_form", "total_variation", "kl"):
-        if not is_of_states or model.reference is not None:
+        if not is_of_states(model) or model.reference is not None:
             raise ValueError(
                 f"distance={model.distance!r} compares the actions of successive policies; with a reference or an embedding "
                 "of trajectories pass distance='sinkhorn' or 'dual'"
             )
-    elif is_of_states and model.env is not None and not isinstance(model.action_space, spaces.Box):
+    elif is_of_states(model) and model.env is not None and not isinstance(model.action_space, spaces.Box):
         raise ValueError(
             f"distance={model.distance!r} of single actions needs a Box action space; for {model.action_space} pass "
             "distance='closed_form' or 'total_variation', or compare trajectories (embedding='action_sequence')"
@@ -121,6 +150,11 @@ def check_choice(name: str, value: Any, accepted: Sequence[str]) -> None:
     """:raises ValueError: unless ``value`` is one of ``accepted``"""
     if value not in accepted:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}")
+
+
+def make_schedule(value: float | Schedule) -> FloatSchedule:
+    """SB3's schedules, of NumPy's numbers too."""
+    return FloatSchedule(value if callable(value) else float(value))
 
 
 def check_integers(model: object, **minima: int) -> None:
@@ -156,6 +190,15 @@ def check_smallest_minibatch(n_samples: int, policy_batch_size: int | None) -> N
         )
 
 
+def check_windows(n_steps: int, n_envs: int, horizon: int) -> None:
+    """:raises ValueError: for a kernel metric that would have to tell a law from a single trajectory"""
+    if n_envs * -(-n_steps // horizon) < 2:
+        raise ValueError(
+            f"embedding_horizon={horizon} makes one trajectory of a rollout of {n_envs} x {n_steps} steps; a kernel metric "
+            "needs at least two, and wants twice n_basis: lower it, or raise n_steps"
+        )
+
+
 def check_batch_size(n_steps: int, n_envs: int, batch_size: int, normalize_advantage: bool) -> None:
     """:raises AssertionError: as SB3's algorithms do, for a rollout of one step whose advantages cannot be normalized"""
     buffer_size = n_steps * n_envs
@@ -167,5 +210,5 @@ def check_batch_size(n_steps: int, n_envs: int, batch_size: int, normalize_advan
             f"You have specified a mini-batch size of {batch_size}, but the rollout has n_steps * n_envs = {buffer_size} "
             f"samples: after every {buffer_size // batch_size} full mini-batches there will be a truncated mini-batch of "
             f"size {buffer_size % batch_size}. We recommend a `batch_size` that is a factor of `n_steps * n_envs`.",
-            stacklevel=5,
+            stacklevel=6,
         )

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
+from numpy.typing import NDArray
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from torch import nn
@@ -68,12 +70,15 @@ class BehaviorSampler:
             return BehaviorSample(embeddings, Pathwise(embeddings, self.parameters))
         return BehaviorSample(embeddings, ScoreFunction(estimate.log_prob, self.parameters))
 
-    def trajectories(self, buffer: RolloutBuffer, embedding: BehaviorEmbedding, horizon: int) -> BehaviorSample:
+    def trajectories(
+        self, buffer: RolloutBuffer, embedding: BehaviorEmbedding, horizon: int, rewards: NDArray[np.floating]
+    ) -> BehaviorSample:
         """Windows of ``horizon`` steps of a rollout.
 
         A window's log-probability is the sum of its steps'; how the law of its first state moves is neglected.
 
         :param buffer: filled, and flattened by a call of ``get``
+        :param rewards: in its order, shape (N,)
         """
         windows = cut_windows(buffer.episode_starts.astype(bool), horizon).to(buffer.device)
         raw = buffer.observations
@@ -81,14 +86,17 @@ class BehaviorSampler:
             {key: buffer.to_torch(part) for key, part in raw.items()} if isinstance(raw, dict) else buffer.to_torch(raw)
         )
         actions = buffer.to_torch(buffer.actions).float()
-        rewards = buffer.to_torch(buffer.swap_and_flatten(buffer.rewards)).flatten()
         distribution = self.policy.get_distribution(observations)
         law = action_law(distribution)
         flat = flat_observations(observations, self.observation_space)
+        given = buffer.to_torch(rewards)
         if embedding.is_pathwise and isinstance(law, GaussianLaw):
-            reparametrised = law.mean + law.std * ((actions - law.mean) / law.std).detach()
-            points = embedding(Trajectories.from_steps(windows, flat, reparametrised, rewards))
+            squashing = getattr(distribution, "bijector", None)  # of gSDE: the law is that of actions before it
+            sampled = actions if squashing is None else squashing.inverse(actions)
+            moving = law.mean + law.std * ((sampled - law.mean) / law.std).detach()
+            reparametrised = moving if squashing is None else squashing.forward(moving)
+            points = embedding(Trajectories.from_steps(windows, flat, reparametrised, given))
             return BehaviorSample(points, Pathwise(points, self.parameters))
-        points = embedding(Trajectories.from_steps(windows, flat, flat_actions(actions, self.action_space), rewards))
+        points = embedding(Trajectories.from_steps(windows, flat, flat_actions(actions, self.action_space), given))
         log_probs = windows.sum(distribution.log_prob(policy_actions(actions, self.action_space)))
         return BehaviorSample(points.detach(), ScoreFunction(log_probs, self.parameters))

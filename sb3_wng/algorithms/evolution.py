@@ -14,9 +14,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, safe_mean
+from stable_baselines3.common.utils import safe_mean
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from sb3_wng.algorithms.arguments import make_schedule
 from sb3_wng.algorithms.evaluation import Candidate, Evaluator, Generation, Outcome, WorkerLostError, noise, stack_embeddings
 from sb3_wng.algorithms.evolution_arguments import check_evolution_arguments, default_horizon
 from sb3_wng.algorithms.evolution_policies import EvolutionPolicy, ImplicitPolicy, LinearPolicy, ToeplitzPolicy
@@ -137,12 +138,12 @@ class EvolutionStrategy(BaseAlgorithm):
 
     def _setup_model(self) -> None:
         self._setup_lr_schedule()
-        self.delta_std_schedule = FloatSchedule(self.delta_std)
+        self.delta_std_schedule = make_schedule(self.delta_std)
         self.set_random_seed(self.seed)
         self.policy = self._make_policy()
         if self.natural_coef != 0:
             self.kernel_metric = KernelWassersteinMetric(self.n_basis, self.log_bandwidth, seed=self._root_seed)
-        self.wasserstein_coef_schedule = FloatSchedule(self.wasserstein_coef)
+        self.wasserstein_coef_schedule = make_schedule(self.wasserstein_coef)
         if self.wasserstein_coef != 0:
             self.wasserstein_bonus = WassersteinBonus(self.n_previous, self.distance, saturation=self.saturation)
         if self.novelty_weight > 0:

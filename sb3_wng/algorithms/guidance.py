@@ -9,14 +9,16 @@ import torch as th
 from gymnasium.spaces import flatdim
 from numpy.typing import NDArray
 
-from sb3_wng.algorithms.behavior_samples import N_RESAMPLED, STATE_EMBEDDINGS
+from sb3_wng.algorithms.arguments import is_of_states
+from sb3_wng.algorithms.behavior_samples import N_RESAMPLED
 from sb3_wng.algorithms.penalty import BehaviorPenalty, check_dimensions
-from sb3_wng.algorithms.rollouts import rollout_windows
+from sb3_wng.algorithms.rollouts import played_actions, rollout_windows
 from sb3_wng.algorithms.surrogate import Measurement, PolicyBatch
 from sb3_wng.behavior import (
     EMBEDDINGS,
     BehaviorEmbedding,
     Trajectories,
+    check_unnormalizable,
     make_embedding,
     reference_points,
 )
@@ -27,9 +29,7 @@ if TYPE_CHECKING:
 
 def trajectory_embedding(model: NaturalPolicyGradient) -> BehaviorEmbedding | None:
     """The model's embedding, or ``None`` if it is one of single states."""
-    if isinstance(model.embedding, str) and model.embedding in STATE_EMBEDDINGS:
-        return None
-    return make_embedding(model.embedding)
+    return None if is_of_states(model) else make_embedding(model.embedding)
 
 
 def make_penalty(model: NaturalPolicyGradient) -> BehaviorPenalty:
@@ -41,8 +41,15 @@ def make_penalty(model: NaturalPolicyGradient) -> BehaviorPenalty:
         trajectory_embedding(model),
         N_RESAMPLED if model.embedding == "actions_and_values" else 1,
         None if model.reference is None else th.as_tensor(model.reference, device=model.device),
+        None if model.reference is None else lambda actions: played_samples(model, actions),
+        model.adaptive_coef,
         model.seed,
     )
+
+
+def played_samples(model: NaturalPolicyGradient, actions: th.Tensor) -> th.Tensor:
+    """Samples of the law of actions (squashed actions have it before squashing) as the environment gets them."""
+    return played_actions(actions.tanh() if model.policy.squash_output else actions, model.policy, model.action_space)
 
 
 def embed_reference(model: NaturalPolicyGradient) -> NDArray[np.float32]:
@@ -53,6 +60,8 @@ def embed_reference(model: NaturalPolicyGradient) -> NDArray[np.float32]:
     embedding = trajectory_embedding(model)
     points = reference_points(model.reference, embedding, model.embedding_horizon)
     if model.env is not None:
+        if embedding is not None:
+            check_unnormalizable(model.env, model.get_vec_normalize_env())
         blank = _blank_trajectory(model)
         if embedding is None:
             check_dimensions(blank.actions.shape[2], points.shape[1])
@@ -79,7 +88,7 @@ def begin_penalty(model: NaturalPolicyGradient, penalty: BehaviorPenalty, batch:
         return batch
     # The reference was seen through another VecNormalize, or none
     normalizer = None if model.reference is None else model.get_vec_normalize_env()
-    windows, trajectories = rollout_windows(model, model.embedding_horizon, normalizer)
+    windows, trajectories = rollout_windows(model, model.embedding_horizon, normalizer, model.reference is not None)
     points = penalty.embedding(trajectories).to(batch.advantages).detach()
     signal = windows.scatter(penalty.signal(points), len(batch.advantages))
     return batch._replace(advantages=batch.advantages - signal)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +58,7 @@ class SampleTransport(nn.Module):
             return None
         if not self.duals:
             self._make_duals(x.shape[1])
-            self.duals.to(x.device)
+        self.duals.to(x.device)  # those that were loaded were made elsewhere
         duals = [dual for dual in self.duals if isinstance(dual, DualPotentials)]
         if all(dual.fit(*pair).converged for dual, pair in zip(duals, ((x, y), (x, x), (y, y)), strict=True)):
             return duals
@@ -112,6 +113,8 @@ class BehaviorPenalty(nn.Module):
     :param embedding: of trajectories; ``None``: single actions
     :param n_resampled: actions per state that make up one point
     :param reference: points (m, d), or ``None``
+    :param play: from samples of the law of actions (..., d) to what the reference's actions are; ``None``: the same
+    :param is_adaptive: whether the coefficient is a state, to be saved, and not a setting
     :param seed: of resampled actions
     """
 
@@ -125,14 +128,18 @@ class BehaviorPenalty(nn.Module):
         embedding: BehaviorEmbedding | None = None,
         n_resampled: int = 1,
         reference: th.Tensor | None = None,
+        play: Callable[[th.Tensor], th.Tensor] | None = None,
+        is_adaptive: bool = False,
         seed: int | None = None,
     ) -> None:
         super().__init__()
         self.register_buffer("coefficient", th.tensor(float(coefficient), dtype=th.float64))
+        self.is_adaptive = is_adaptive
         self.distance = distance
         self.embedding = embedding
         self.n_resampled = n_resampled
         self.reference = reference
+        self.play = play
         self.standing: Standing | None = None
         if distance in ("dual", "sinkhorn"):
             self.samples = SampleTransport(distance, entropic_reg)
@@ -143,10 +150,10 @@ class BehaviorPenalty(nn.Module):
         if self.distance == "kl":
             unit = 0.5 * law.n_actions
         elif self.reference is None:
-            unit = law.spread().item()
+            unit = self.n_resampled * law.spread().item()
         else:
             assert isinstance(law, GaussianLaw)
-            points = _points(law, self._noise(law))
+            points = self._points(law, self._noise(law))
             check_dimensions(points.shape[1], self.reference.shape[1])
             unit = spread(th.cat([points, self.reference.to(points)]))
         self.standing = Standing(0.0, max(unit, 1e-12))
@@ -173,8 +180,13 @@ class BehaviorPenalty(nn.Module):
         assert isinstance(old_law, GaussianLaw)
         noise = self._noise(law)
         # The same noise on both sides: where the policy has not moved, the samples coincide
-        target = _points(old_law, noise) if self.reference is None else self.reference.to(law.mean)
-        return self.samples.value(_points(law, noise), target)
+        target = self._points(old_law, noise) if self.reference is None else self.reference.to(law.mean)
+        return self.samples.value(self._points(law, noise), target)
+
+    def _points(self, law: GaussianLaw, noise: th.Tensor) -> th.Tensor:
+        """Reparametrised actions, shape (n, k d) for noise (k, n, d)."""
+        actions = law.mean + law.std * noise
+        return (actions if self.play is None else self.play(actions)).transpose(0, 1).flatten(start_dim=1)
 
     def _noise(self, law: GaussianLaw) -> th.Tensor:
         return th.randn((self.n_resampled, *law.mean.shape), generator=self.memory.generator).to(law.mean)
@@ -204,6 +216,11 @@ class BehaviorPenalty(nn.Module):
             self.coefficient /= 1.5
         self.coefficient.clamp_(1e-4, 1e4)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if not self.is_adaptive:
+            state_dict[f"{prefix}coefficient"] = self.coefficient  # the one that load() was given, if it was
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
 
 class Memory(nn.Module):
     """What a penalty between samples carries from rollout to rollout; exact resumption needs both."""
@@ -219,11 +236,6 @@ class Memory(nn.Module):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.generator.set_state(state["generator"].cpu())
         self.points = state["points"]
-
-
-def _points(law: GaussianLaw, noise: th.Tensor) -> th.Tensor:
-    """Reparametrised actions, shape (n, k d) for noise (k, n, d)."""
-    return (law.mean + law.std * noise).transpose(0, 1).flatten(start_dim=1)
 
 
 def check_dimensions(d: int, d_reference: int) -> None:

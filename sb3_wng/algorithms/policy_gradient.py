@@ -20,12 +20,12 @@ from stable_baselines3.common.policies import (
     MultiInputActorCriticPolicy,
 )
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
-from stable_baselines3.common.utils import FloatSchedule, explained_variance, update_learning_rate
+from stable_baselines3.common.utils import explained_variance, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from sb3_wng.algorithms.action_laws import action_law, actor_and_critic_parameters
-from sb3_wng.algorithms.arguments import check_policy_gradient_arguments
+from sb3_wng.algorithms.arguments import check_policy_gradient_arguments, make_schedule
 from sb3_wng.algorithms.guidance import begin_penalty, embed_reference, end_penalty, make_penalty
 from sb3_wng.algorithms.penalty import BehaviorPenalty
 from sb3_wng.algorithms.policy_metrics import policy_metrics
@@ -36,6 +36,7 @@ from sb3_wng.algorithms.rollouts import (
     policy_actions,
     rollout_in_order,
     select,
+    with_plain_rewards,
 )
 from sb3_wng.algorithms.surrogate import Measurement, PolicyBatch, PolicyGradient, measure, policy_gradient
 from sb3_wng.behavior import BehaviorEmbedding, Trajectory
@@ -173,19 +174,20 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
         self.actor_learning_rate = actor_learning_rate
         self.normalize_advantage = normalize_advantage
         self._has_warned_of_few_samples = False
-        check_policy_gradient_arguments(self)
-        self.reference = None if reference is None else embed_reference(self)
+        self.plain_rewards: np.ndarray | None = None  # of a rollout, (n_steps, n_envs)
         if _init_setup_model:
             self._setup_model()
 
     def _setup_model(self) -> None:
+        check_policy_gradient_arguments(self)  # here and not above: load() gives arguments, too
+        self.reference = None if self.reference is None else embed_reference(self)
         super()._setup_model()
         self.actor_parameters, self.critic_parameters = actor_and_critic_parameters(self.policy, self.observation_space)
         rate = self.actor_learning_rate
-        self.actor_lr_schedule = self.lr_schedule if rate is None else FloatSchedule(rate)
-        self.step_size_schedule = FloatSchedule(self.step_size)
-        self.target_distance_schedule = FloatSchedule(self.target_distance)
-        self.target_kl_schedule = FloatSchedule(math.inf if self.target_kl is None else self.target_kl)
+        self.actor_lr_schedule = self.lr_schedule if rate is None else make_schedule(rate)
+        self.step_size_schedule = make_schedule(self.step_size)
+        self.target_distance_schedule = make_schedule(self.target_distance)
+        self.target_kl_schedule = make_schedule(math.inf if self.target_kl is None else self.target_kl)
         damping: Damping = Damping(self.cg_damping)
         if self.adaptive_damping:
             damping = LevenbergMarquardtDamping(self.cg_damping, interval=int(self.adaptive_damping))
@@ -220,7 +222,9 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
         rollout = rollout_in_order(self.rollout_buffer) if in_order else next(self.rollout_buffer.get(batch_size=None))
         update_learning_rate(self.policy.optimizer, self.scheduled(self.actor_lr_schedule))
         self._update_policy(rollout)
-        self._update_learning_rate(self.policy.optimizer)
+        rate = self.scheduled(self.lr_schedule)
+        self.logger.record("train/learning_rate", rate)
+        update_learning_rate(self.policy.optimizer, rate)
         self._update_critic(rollout)
         self._n_updates += 1
         self._log_update()
@@ -371,6 +375,9 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
             check_finite_rollout(rollout_buffer)
         return completed
 
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        return with_plain_rewards(self, super()._init_callback(callback, progress_bar))
+
     def learn(
         self: SelfNaturalPolicyGradient,
         total_timesteps: int,
@@ -389,4 +396,4 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
         return ["policy", "policy.optimizer", *modules], []
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "actor_parameters", "critic_parameters"]
+        return [*super()._excluded_save_params(), "actor_parameters", "critic_parameters", "plain_rewards"]

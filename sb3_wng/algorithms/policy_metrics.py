@@ -6,7 +6,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from sb3_wng.algorithms.behavior_samples import BehaviorSampler
-from sb3_wng.algorithms.rollouts import select
+from sb3_wng.algorithms.rollouts import flat_rewards, select
 from sb3_wng.algorithms.surrogate import PolicyBatch, PolicyGradient
 from sb3_wng.behavior import make_embedding, spread
 from sb3_wng.geometry import (
@@ -77,4 +77,5 @@ def behavior_sample(model: NaturalPolicyGradient, batch: PolicyBatch, estimate: 
         return sampler.actions(batch, estimate)
     if model.embedding == "actions_and_values":
         return sampler.actions_and_values(batch, estimate)
-    return sampler.trajectories(model.rollout_buffer, make_embedding(model.embedding), model.embedding_horizon)
+    embedding, rewards = make_embedding(model.embedding), flat_rewards(model)
+    return sampler.trajectories(model.rollout_buffer, embedding, model.embedding_horizon, rewards)

@@ -17,6 +17,7 @@ from sb3_wng.algorithms.action_laws import action_law
 from sb3_wng.algorithms.arguments import check_integers, is_finite_number
 from sb3_wng.algorithms.behavior_samples import STATE_EMBEDDINGS, BehaviorSampler
 from sb3_wng.algorithms.policy_gradient import NaturalPolicyGradient
+from sb3_wng.algorithms.rollouts import flat_rewards
 from sb3_wng.algorithms.surrogate import PolicyBatch, policy_gradient
 from sb3_wng.behavior import EMBEDDINGS, BehaviorEmbedding, Trajectory, cut_windows, make_embedding, spread
 from sb3_wng.geometry import (
@@ -201,7 +202,7 @@ class _Rollout:
         if isinstance(embedding, str):
             sample = sampler.actions_and_values(batch, self._estimate)
         else:
-            sample = sampler.trajectories(model.rollout_buffer, embedding, self._horizon)
+            sample = sampler.trajectories(model.rollout_buffer, embedding, self._horizon, flat_rewards(model))
         return sample, max(spread(sample.embeddings.detach()), 1e-12)
 
 

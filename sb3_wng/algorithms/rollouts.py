@@ -9,7 +9,9 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -65,24 +67,65 @@ def rollout_in_order(buffer: RolloutBuffer) -> RolloutBufferSamples:
     return buffer._get_samples(np.arange(buffer.buffer_size * buffer.n_envs))
 
 
+class PlainRewards(BaseCallback):
+    """Keeps a rollout's rewards: SB3 adds values to the buffer's where a time limit ends an episode."""
+
+    def _on_rollout_start(self) -> None:
+        self._steps: list[np.ndarray] = []
+
+    def _on_step(self) -> bool:
+        self._steps.append(np.array(self.locals["rewards"]))
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self.model.plain_rewards = np.stack(self._steps)  # type: ignore[attr-defined]
+
+
+def with_plain_rewards(model: OnPolicyAlgorithm, callback: BaseCallback) -> BaseCallback:
+    """An initialized callback, and the one that keeps the rewards."""
+    rewards = PlainRewards()
+    rewards.init_callback(model)
+    both = CallbackList([callback, rewards])
+    both.model = model
+    return both
+
+
+def flat_rewards(model: OnPolicyAlgorithm) -> np.ndarray:
+    """Rewards of a model's rollout in the order of its flattened buffer, without the values at time limits if it has them."""
+    plain = getattr(model, "plain_rewards", None)
+    return model.rollout_buffer.swap_and_flatten(model.rollout_buffer.rewards if plain is None else plain).flatten()
+
+
+def played_actions(actions: th.Tensor, policy: BasePolicy, space: spaces.Space) -> th.Tensor:
+    """A policy's actions (..., a) as an environment gets them from SB3: rescaled if they are squashed, else clipped."""
+    if not isinstance(space, spaces.Box):
+        return actions
+    low, high = (th.as_tensor(bound.reshape(-1)).to(actions) for bound in (space.low, space.high))
+    if policy.squash_output:
+        return low + 0.5 * (actions + 1) * (high - low)
+    return actions.clamp(low, high)
+
+
 def rollout_windows(
-    model: OnPolicyAlgorithm, horizon: int, normalizer: VecNormalize | None = None
+    model: OnPolicyAlgorithm, horizon: int, normalizer: VecNormalize | None = None, as_played: bool = False
 ) -> tuple[Windows, Trajectories]:
     """A model's filled and flattened rollout buffer as windows, in the buffer's order.
 
     :param horizon: steps of a window, at most
     :param normalizer: whose normalisation of observations and rewards is undone; ``None``: nothing is
+    :param as_played: actions as the environment gets them, not as the policy samples them
     """
     buffer = model.rollout_buffer
     observations: Any = buffer.observations
-    rewards = buffer.swap_and_flatten(buffer.rewards).flatten()
+    rewards = flat_rewards(model)
     if normalizer is not None:
         observations, rewards = normalizer.unnormalize_obs(observations), normalizer.unnormalize_reward(rewards)
+    actions = flat_actions(buffer.actions, model.action_space)
     windows = cut_windows(buffer.episode_starts.astype(bool), horizon)
     trajectories = Trajectories.from_steps(
         windows,
         flat_observations(observations, model.observation_space),
-        flat_actions(buffer.actions, model.action_space),
+        played_actions(actions, model.policy, model.action_space) if as_played else actions,
         th.as_tensor(rewards).float(),
     )
     return windows, trajectories

@@ -14,7 +14,7 @@ from sb3_wng.behavior.embeddings import (
     make_embedding,
     spread,
 )
-from sb3_wng.behavior.references import collect_trajectories, reference_points
+from sb3_wng.behavior.references import check_unnormalizable, collect_trajectories, reference_points
 from sb3_wng.behavior.spaces import flat_actions, flat_observations
 from sb3_wng.behavior.trajectories import Trajectories, Trajectory, Windows, cut_windows
 
@@ -34,6 +34,7 @@ __all__ = [
     "Trajectory",
     "WassersteinBonus",
     "Windows",
+    "check_unnormalizable",
     "collect_trajectories",
     "cut_windows",
     "flat_actions",

@@ -214,11 +214,6 @@ class BehaviorCallback(BaseCallback):
     def _embed(self, trajectories: Trajectories) -> Tensor:
         """:raises ValueError: naming the embedding, for points that are not finite vectors, one a window, as many as before"""
         points, name = self.embedding(trajectories), self.embedding_name
-        if points.ndim != 2 or len(points) != len(trajectories):
-            raise ValueError(
-                f"embedding {name!r} must return points of shape (n, d) for n = {len(trajectories)} windows, "
-                f"got shape {tuple(points.shape)}"
-            )
         if not torch.isfinite(points).all():
             raise ValueError(f"embedding {name!r} is not finite: NaN or infinite numbers come from env or from the embedding")
         if self.embeddings is not None and self.embeddings.shape[1] != points.shape[1]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +20,8 @@ class BehaviorEmbedding(Protocol):
     gradient can go along the path of reparametrised actions. Otherwise the score function is used.
     """
 
-    is_pathwise: bool
+    @property
+    def is_pathwise(self) -> bool: ...
 
     def __call__(self, trajectories: Trajectories) -> Tensor:
         """Points of shape (n, d)."""
@@ -93,7 +95,7 @@ class PerTrajectory:
 
     def __call__(self, trajectories: Trajectories) -> Tensor:
         """:raises ValueError: naming the function, for points that are not finite vectors of one length"""
-        points = [torch.as_tensor(np.asarray(self.function(trajectory), dtype=np.float64)) for trajectory in trajectories]
+        points = [torch.as_tensor(np.asarray(self.function(on_cpu(part)), dtype=np.float64)) for part in trajectories]
         shapes = {tuple(point.shape) for point in points}
         if len(shapes) > 1 or any(len(shape) > 1 for shape in shapes):
             raise ValueError(
@@ -105,6 +107,36 @@ class PerTrajectory:
             row = int((~torch.isfinite(embeddings)).any(dim=1).nonzero()[0])
             raise ValueError(f"embedding {self.name!r} returned non-finite numbers: {embeddings[row].tolist()}")
         return embeddings.to(trajectories.observations)
+
+
+def on_cpu(trajectory: Trajectory) -> Trajectory:
+    """A trajectory that NumPy can read."""
+    return Trajectory(*(None if part is None else part.detach().cpu() for part in trajectory))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A user's embedding object, whose points are checked."""
+
+    embedding: BehaviorEmbedding
+
+    @property
+    def name(self) -> str:
+        return str(getattr(self.embedding, "name", type(self.embedding).__name__))
+
+    @property
+    def is_pathwise(self) -> bool:
+        return self.embedding.is_pathwise
+
+    def __call__(self, trajectories: Trajectories) -> Tensor:
+        """:raises ValueError: naming the embedding, for what is not a tensor of shape (n, d)"""
+        points = self.embedding(trajectories)
+        if not isinstance(points, Tensor) or points.ndim != 2 or len(points) != len(trajectories):
+            got = f"shape {tuple(points.shape)}" if isinstance(points, Tensor) else type(points).__name__
+            raise ValueError(
+                f"embedding {self.name!r} must return points of shape (n, d) for n = {len(trajectories)} windows, got {got}"
+            )
+        return points
 
 
 EMBEDDINGS: dict[str, type[BehaviorEmbedding]] = {
@@ -125,8 +157,12 @@ def make_embedding(embedding: str | BehaviorEmbedding | Callable[[Trajectory], A
         if embedding not in EMBEDDINGS:
             raise ValueError(f"embedding must be a function or one of {', '.join(map(repr, EMBEDDINGS))}, got {embedding!r}")
         return EMBEDDINGS[embedding]()
+    if isinstance(embedding, type):
+        raise ValueError(f"embedding must be an object, not a class: pass {embedding.__name__}()")
+    if type(embedding) in EMBEDDINGS.values() or isinstance(embedding, (Checked, PerTrajectory)):
+        return embedding  # type: ignore[return-value]  # one of those
     if hasattr(embedding, "is_pathwise"):
-        return embedding  # type: ignore[return-value]  # structurally one
+        return Checked(embedding)  # type: ignore[arg-type]  # structurally one
     if callable(embedding):
         return PerTrajectory(embedding)
     raise ValueError(f"embedding must be a function or one of {', '.join(map(repr, EMBEDDINGS))}, got {embedding!r}")

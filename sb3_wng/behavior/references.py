@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -32,8 +32,8 @@ def collect_trajectories(
     :param n_steps: over all environments, about
     :param horizon: steps of a window, at most; windows end with their episode
     :param deterministic: whether the model acts without exploration noise
-    :return: windows with observations and rewards as the environment gives them, not normalised
-    :raises ValueError: for a model without an environment, or less than one step
+    :return: windows with observations, actions and rewards as the environment gives and gets them, not normalised
+    :raises ValueError: for a model without an environment, less than one step, or frames stacked after normalisation
     """
     if env is None:
         env = model.get_env()
@@ -43,14 +43,17 @@ def collect_trajectories(
         raise ValueError(f"n_steps must be >= 1, got {n_steps}")
     env = BaseAlgorithm._wrap_env(gym.make(env) if isinstance(env, str) else env, verbose=0, monitor_wrapper=False)
     normalizer = unwrap_vec_normalize(env)
+    check_unnormalizable(env, normalizer)
     was_training = normalizer is not None and normalizer.training
     if normalizer is not None:
         normalizer.training = False
     try:
-        steps = _act(model, env, normalizer, -(-n_steps // env.num_envs), deterministic)
+        steps = _act(model, env, normalizer, -(-n_steps // env.num_envs), horizon, deterministic)
     finally:
         if normalizer is not None:
             normalizer.training = was_training
+        if env is model.get_env():
+            model._last_obs = None  # the environment has gone on: further training starts with a reset
     observations, actions, rewards, starts = zip(*steps, strict=True)
     return Trajectories.from_steps(
         cut_windows(np.stack(starts), horizon),
@@ -60,15 +63,34 @@ def collect_trajectories(
     )
 
 
+def check_unnormalizable(env: VecEnv, normalizer: VecNormalize | None) -> None:
+    """:raises ValueError: for observations whose normalisation cannot be undone"""
+    if normalizer is not None and normalizer.norm_obs and env.observation_space != normalizer.observation_space:
+        raise ValueError(
+            "reference: behaviour is compared as the environment gives it, and a wrapper around VecNormalize (such as "
+            "VecFrameStack) has changed the shape of the observations: wrap VecNormalize around it instead"
+        )
+
+
 def _act(
-    model: BaseAlgorithm, env: VecEnv, normalizer: VecNormalize | None, n_steps: int, deterministic: bool
+    model: BaseAlgorithm,
+    env: VecEnv,
+    normalizer: VecNormalize | None,
+    n_steps: int,
+    horizon: int,
+    deterministic: bool,
 ) -> list[tuple[Any, NDArray[Any], NDArray[Any], NDArray[np.bool_]]]:
     """Observations, actions, rewards and episode starts, each of all environments, step by step."""
     steps = []
     observations: Any = env.reset()
     states: Any = None
     starts = np.ones(env.num_envs, dtype=bool)
-    for _ in range(n_steps):
+    # As rollouts do; where a rollout has a single noise matrix, every window has its own: they are what is compared
+    draws_noise = model.use_sde and not deterministic
+    interval = model.sde_sample_freq if model.sde_sample_freq > 0 else horizon
+    for step in range(n_steps):
+        if draws_noise and step % interval == 0:
+            model.policy.reset_noise(env.num_envs)  # type: ignore[operator]
         actions, states = model.predict(observations, state=states, episode_start=starts, deterministic=deterministic)
         seen = observations if normalizer is None else normalizer.unnormalize_obs(observations)
         observations, rewards, dones, _ = env.step(actions)
@@ -83,10 +105,10 @@ def reference_points(
 ) -> NDArray[np.float32]:
     """A reference behaviour as points of the embedding's space, shape (m, d).
 
-    :param reference: points (m, d) as array or tensor; :class:`Trajectories`; a sequence of :class:`Trajectory`, each
-        embedded whole; a trained SB3 model with an environment; or a pair (model, env)
+    :param reference: points (m, d) as array or tensor; :class:`Trajectories`, cut to ``horizon``; a sequence of
+        :class:`Trajectory`, which are cut into windows; a trained SB3 model with an environment; or a pair (model, env)
     :param embedding: of trajectories; ``None``: single actions are the points
-    :param horizon: steps of the windows that a model's behaviour is cut into
+    :param horizon: steps of the windows that behaviour is cut into
     :param n_steps: that a model acts for
     :raises ValueError: for what is none of these, empty, or not finite
     """
@@ -95,8 +117,13 @@ def reference_points(
     elif isinstance(reference, tuple) and len(reference) == 2 and isinstance(reference[0], BaseAlgorithm):
         reference = collect_trajectories(*reference, n_steps, horizon)
     elif isinstance(reference, Sequence) and reference and all(isinstance(part, Trajectory) for part in reference):
-        reference = _pad(reference)
+        reference = _windows(reference, horizon)
     if isinstance(reference, Trajectories):
+        if embedding is not None and reference.mask.shape[1] != horizon:
+            raise ValueError(
+                f"reference: its windows have {reference.mask.shape[1]} steps, those that they are compared with {horizon}: "
+                "pass embedding_horizon and collect_trajectories' horizon alike"
+            )
         reference = reference.actions[reference.mask] if embedding is None else embedding(reference)
     try:
         points = np.asarray(reference.detach().cpu() if isinstance(reference, torch.Tensor) else reference, dtype=np.float32)
@@ -112,20 +139,25 @@ def reference_points(
     return points
 
 
-def _pad(trajectories: Sequence[Trajectory]) -> Trajectories:
-    lengths = torch.tensor([len(trajectory.rewards) for trajectory in trajectories])
-    if (lengths == 0).any():
-        raise ValueError("reference: every Trajectory needs at least one step")
+def _windows(trajectories: Sequence[Trajectory], horizon: int) -> Trajectories:
+    """Trajectories of any length cut into windows; one that is not its trajectory's last ends where the next begins."""
+    windows = [part for trajectory in trajectories for part in _cut(trajectory, horizon)]
     observations, actions, rewards = (
-        torch.nn.utils.rnn.pad_sequence([torch.as_tensor(part, dtype=torch.float32) for part in column], batch_first=True)
-        for column in zip(*(trajectory[:3] for trajectory in trajectories), strict=True)
+        torch.stack([torch.nn.functional.pad(part, (0, 0) * (part.ndim - 1) + (0, horizon - len(part))) for part in column])
+        for column in zip(*(window[:3] for window in windows), strict=True)
     )
-    finals = [trajectory.final_observation for trajectory in trajectories]
-    known = [final for final in finals if final is not None]
-    return Trajectories(
-        observations,
-        actions,
-        rewards,
-        torch.arange(int(lengths.max())) < lengths[:, None],
-        torch.stack(known) if len(known) == len(finals) else None,
-    )
+    lengths = torch.tensor([len(window.rewards) for window in windows])
+    known = [window.final_observation for window in windows if window.final_observation is not None]
+    finals = torch.stack(known) if len(known) == len(windows) else None
+    return Trajectories(observations, actions, rewards, torch.arange(horizon) < lengths[:, None], finals)
+
+
+def _cut(trajectory: Trajectory, horizon: int) -> Iterator[Trajectory]:
+    observations, actions, rewards = (torch.as_tensor(part, dtype=torch.float32) for part in trajectory[:3])
+    n_steps = len(rewards)
+    if n_steps == 0:
+        raise ValueError("reference: every Trajectory needs at least one step")
+    for start in range(0, n_steps, horizon):
+        end = min(start + horizon, n_steps)
+        final = trajectory.final_observation if end == n_steps else observations[end]
+        yield Trajectory(observations[start:end], actions[start:end], rewards[start:end], final)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,15 @@ class Damping(nn.Module):
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"damping must be a finite number >= 0, got {value}")
         self.register_buffer("value", torch.tensor(float(value), dtype=torch.float64))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # A constant is a setting and not a state; so is the first value, where what was saved was constant
+        if not self.adaptive or f"{prefix}best_ratio" not in state_dict:
+            state_dict.update({f"{prefix}{name}": value for name, value in self.named_buffers()})
+        if not self.adaptive:
+            for name in ("best_ratio", "n_since"):
+                state_dict.pop(f"{prefix}{name}", None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def update(self, reduction_ratio: float) -> None:
         """Called after each step with what it gained relative to the quadratic model's prediction."""

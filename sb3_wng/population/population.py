@@ -187,6 +187,8 @@ class Population(OnPolicyAlgorithm):
             last_obs: Any = self._last_obs
             rollout_buffer.add(last_obs, actions, rewards, np.asarray(self._last_episode_starts), values, log_probs)
             self._last_obs, self._last_episode_starts = new_obs, dones
+        for particle, columns in zip(self.particles, self.columns, strict=True):
+            particle.learner.plain_rewards = rollout_buffer.rewards[:, columns].copy()  # values and costs are added to them
         self._finish_rollout(rollout_buffer, timeouts, dones)
         callback.update_locals(locals())
         callback.on_rollout_end()

@@ -10,8 +10,8 @@ import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.utils import FloatSchedule
 
+from sb3_wng.algorithms.arguments import make_schedule
 from sb3_wng.algorithms.rollouts import rollout_windows
 from sb3_wng.behavior import BehaviorEmbedding, Trajectory, make_embedding
 from sb3_wng.population.arguments import check_population_arguments
@@ -154,7 +154,7 @@ class SVPG(Population):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        self.temperature_schedule = FloatSchedule(self.temperature)
+        self.temperature_schedule = make_schedule(self.temperature)
 
     @property
     def population_size(self) -> int:

@@ -199,7 +199,7 @@ class WassersteinPopulation(Population):
         for particle, share in zip(self.particles, self.shares(), strict=True):
             rollout_in_order(share)  # flattens it
             particle.learner.rollout_buffer = share
-            rollouts.append(rollout_windows(particle.learner, self.embedding_horizon, normalizer))
+            rollouts.append(rollout_windows(particle.learner, self.embedding_horizon, normalizer, self.reference is not None))
         points = [embedding(trajectories).detach().float() for _, trajectories in rollouts]
         self._log_distances(points)
         for i, (columns, (windows, _)) in enumerate(zip(self.columns, rollouts, strict=True)):

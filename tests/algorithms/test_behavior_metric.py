@@ -10,6 +10,7 @@ from torch.nn.utils import parameters_to_vector
 
 from sb3_wng import WNPG
 from sb3_wng.algorithms.behavior_samples import STATE_EMBEDDINGS, BehaviorSampler
+from sb3_wng.algorithms.rollouts import flat_rewards
 from sb3_wng.behavior import EMBEDDINGS, cut_windows, make_embedding
 
 SMALL = {"n_steps": 64, "n_basis": 4, "embedding_horizon": 8, "seed": 0, "policy_kwargs": {"net_arch": [8]}, "batch_size": 64}
@@ -109,7 +110,7 @@ def test_a_windows_score_is_the_sum_of_its_steps_scores(env):
     sampler = BehaviorSampler(
         model.policy, model.actor_parameters, model.observation_space, model.action_space, model.kernel_metric.generator
     )
-    sample = sampler.trajectories(model.rollout_buffer, make_embedding("final_state"), horizon=8)
+    sample = sampler.trajectories(model.rollout_buffer, make_embedding("final_state"), 8, flat_rewards(model))
     windows = cut_windows(model.rollout_buffer.episode_starts.astype(bool), 8)
     values = torch.randn(2, len(windows.mask), generator=torch.Generator().manual_seed(0))
     jacobian = sample.expectation_gradient(values, torch.zeros(2, len(windows.mask), sample.embeddings.shape[1]))
@@ -132,7 +133,7 @@ def test_action_sequences_are_the_actions_taken_and_move_along_their_path():
     sampler = BehaviorSampler(
         model.policy, model.actor_parameters, model.observation_space, model.action_space, model.kernel_metric.generator
     )
-    sample = sampler.trajectories(model.rollout_buffer, make_embedding("action_sequence"), horizon=8)
+    sample = sampler.trajectories(model.rollout_buffer, make_embedding("action_sequence"), 8, flat_rewards(model))
     torch.testing.assert_close(
         sample.embeddings.detach(), torch.from_numpy(model.rollout_buffer.actions).view(8, 8), rtol=1e-4, atol=1e-5
     )
