@@ -61,12 +61,13 @@ def run_episode(
         while not is_over:
             batch = as_batch(observation, policy.observation_space)
             action = act(batch, generators)[0]
-            observation, reward, terminated, truncated, _ = env.step(action)
+            observation, reward, terminated, truncated, info = env.step(action)
             episode.add(row(batch, 0), action, float(np.float32(reward)))  # float32 as VecEnvs have it
             is_over = bool(terminated or truncated)
     except Exception as error:  # whatever an environment raises; the strategy decides what it costs
         return episode.failure(describe(error))
-    return episode.outcome(row(as_batch(observation, policy.observation_space), 0))
+    final_observation = row(as_batch(observation, policy.observation_space), 0)
+    return episode.outcome(final_observation)._replace(is_success=info.get("is_success"))
 
 
 def describe(error: Exception) -> str:
@@ -112,12 +113,14 @@ class Episode:
     def add(self, observation: Observation, action: NDArray[Any], reward: float) -> None:
         """One step: the observation that was acted on, the action, and the unnormalised reward that came of it.
 
-        :raises ValueError: for a reward that is not finite
+        :raises ValueError: for numbers that are not finite
         """
         self.length += 1
         self.total_reward += reward
         if not np.isfinite(reward):
             raise ValueError(f"reward {reward} at step {self.length} of the episode")
+        if not _is_finite(observation):
+            raise ValueError(f"observation that is not finite before step {self.length} of the episode")
         is_embedded = self._embedding is not None and (self._horizon is None or self.length <= self._horizon)
         # one observation beyond the horizon: the state that its last step leads to
         is_final = self._embedding is not None and self._horizon is not None and self.length == self._horizon + 1
@@ -129,16 +132,21 @@ class Episode:
 
     def outcome(self, final_observation: Observation) -> Outcome:
         """What the episode came to, given the observation that its last step returned."""
+        if not _is_finite(final_observation):
+            return self.failure("ValueError: last observation of the episode is not finite")
         if not self._observations:
             return Outcome(self.total_reward, self.length, None, {})
         moments = self._policy.normalizer.moments(_stack(self._observations))
         if not all(np.isfinite(moment).all() for moment in moments.values()):
-            return self.failure("ValueError: observations that are not finite")
+            return self.failure("ValueError: observations too large to be squared")
         embedding = None
         if self._embedding is not None:
-            embedding = self._embed(self._embedding, final_observation)
+            try:
+                embedding = self._embed(self._embedding, final_observation)
+            except Exception as error:  # whatever a user's function raises
+                return self.failure(f"embedding: {describe(error)}")._replace(is_fatal=True)
             if not np.isfinite(embedding).all():
-                return self.failure("ValueError: an embedding that is not finite")
+                return self.failure("embedding: it is not finite")._replace(is_fatal=True)
         return Outcome(self.total_reward, self.length, embedding, moments)
 
     def failure(self, error: str) -> Outcome:
@@ -162,6 +170,11 @@ class Episode:
         )
         point: NDArray[np.float32] = embedding(trajectories)[0].numpy().astype(np.float32)
         return point
+
+
+def _is_finite(observation: Observation) -> bool:
+    parts = observation.values() if isinstance(observation, dict) else [observation]
+    return all(not np.issubdtype(part.dtype, np.floating) or bool(np.isfinite(part).all()) for part in parts)
 
 
 def _stack(observations: list[Observation]) -> Observation:

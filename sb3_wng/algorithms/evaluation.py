@@ -40,6 +40,8 @@ class Outcome(NamedTuple):
     embedding: NDArray[np.float32] | None  # (d,); None where no embedding is asked for, or after a failure
     observation_moments: dict[str, NDArray[np.float64]]  # see ObservationNormalizer; empty without one
     error: str | None = None  # why the episode failed (an exception, non-finite numbers, a time-out); return is then NaN
+    is_success: bool | None = None  # what the last step's info says, if it does
+    is_fatal: bool = False  # the embedding is at fault and not the environment: training ends whatever env_failure says
 
 
 class WorkerLostError(RuntimeError):

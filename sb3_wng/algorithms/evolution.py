@@ -225,7 +225,12 @@ class EvolutionStrategy(BaseAlgorithm):
             self.parents.check_out(parent, self.policy)
         generation = self._generation()
         callback.on_rollout_start()
-        outcomes = self._evaluate(evaluator, generation, counter)
+        outcomes = None
+        try:
+            outcomes = self._evaluate(evaluator, generation, counter)
+        finally:
+            if outcomes is None and self.n_parents > 1:
+                self.parents.put_back(self.policy)
         if outcomes is None:
             return False
         callback.on_rollout_end()
@@ -262,6 +267,8 @@ class EvolutionStrategy(BaseAlgorithm):
         stream = evaluator(generation)
         try:
             for position, outcome in stream:
+                if outcome.is_fatal:
+                    raise ValueError(outcome.error)
                 if outcome.error is not None and self.env_failure == "raise":
                     raise EnvironmentRaised(
                         f"{outcome.error} (in the episode with seed {generation.candidates[position].seed})"

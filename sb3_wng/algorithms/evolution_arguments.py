@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
+import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_wng.algorithms.arguments import check_choice, check_integers, is_finite_number
@@ -48,7 +49,7 @@ def check_evolution_arguments(model: EvolutionStrategy) -> None:
         raise ValueError(f"weight_decay must be a finite number >= 0, got {model.weight_decay!r}")
     if not (model.env_failure == "raise" or is_finite_number(model.env_failure)):
         raise ValueError(f"env_failure must be 'raise' or the finite return of a failed episode, got {model.env_failure!r}")
-    if not (isinstance(model.n_jobs, int) and (model.n_jobs == -1 or model.n_jobs >= 1)):
+    if not (isinstance(model.n_jobs, (int, np.integer)) and (model.n_jobs == -1 or model.n_jobs >= 1)):
         raise ValueError(f"n_jobs must be an integer >= 1, or -1 for one process per core, got {model.n_jobs!r}")
     if model.n_parents > 1 and model.novelty_weight == 0:
         raise ValueError("n_parents > 1 needs novelty_weight > 0: parents are chosen by their novelty")
@@ -62,6 +63,10 @@ def check_evolution_arguments(model: EvolutionStrategy) -> None:
             "an iteration sees: the metric will be noise. Lower n_basis or raise n_delta",
             stacklevel=5,
         )
+    if model.n_jobs == 1 and model.backend == "loky" and model.episode_timeout is not None:
+        warnings.warn("episode_timeout has no effect with n_jobs=1: only a worker process can be killed", stacklevel=5)
+    if model.backend != "ray" and model.ray_address is not None:
+        warnings.warn("ray_address has no effect with backend='loky': pass backend='ray'", stacklevel=5)
     if model.get_vec_normalize_env() is not None and model.normalize_observations:
         raise ValueError("normalize_observations: the environment's VecNormalize does it already; use one of the two")
 
@@ -71,14 +76,23 @@ def default_horizon(embedding: BehaviorEmbedding, env: VecEnv) -> int | None:
 
     :raises ValueError: for an embedding with a number per step of environments without a limit
     """
-    try:
-        spec = env.get_attr("spec", indices=[0])[0]
-    except AttributeError:
-        spec = None
-    limit = None if spec is None else spec.max_episode_steps
+    limit = _time_limit(env)
     if limit is None and isinstance(embedding, ActionSequence | RewardToGo):
         raise ValueError(
             f"embedding_horizon: {type(embedding).__name__} needs the number of steps per episode, and the environment has no "
             "time limit to take it from"
         )
     return limit
+
+
+def _time_limit(env: VecEnv) -> int | None:
+    """Steps after which an episode is truncated, as the spec, a batched task, or the ``TimeLimit`` wrapper has it."""
+    for name in ("spec", "max_episode_steps", "_max_episode_steps"):
+        try:
+            value = env.get_attr(name, indices=[0])[0]
+        except AttributeError:
+            continue
+        limit = getattr(value, "max_episode_steps", None) if name == "spec" else value
+        if limit is not None:
+            return int(limit)
+    return None

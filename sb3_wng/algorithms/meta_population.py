@@ -40,8 +40,15 @@ class MetaPopulation(nn.Module):
 
     def check_out(self, index: int, policy: EvolutionPolicy) -> None:
         """Make a parent the policy."""
+        self._before = policy.parameters_to_vector().copy(), copy.deepcopy(policy.optimizer.state_dict())
         policy.load_from_vector(self.parameter_vectors[index].numpy())
         policy.optimizer.load_state_dict(copy.deepcopy(self.optimizers[index]))
+
+    def put_back(self, policy: EvolutionPolicy) -> None:
+        """Undo ``check_out``: the parent's turn has come to nothing."""
+        vector, optimizer = self._before
+        policy.load_from_vector(vector)
+        policy.optimizer.load_state_dict(optimizer)
 
     def check_in(self, index: int, policy: EvolutionPolicy, embedding: th.Tensor) -> None:
         """Keep the parent as the iteration has changed it, and its behaviour (1, d) before."""

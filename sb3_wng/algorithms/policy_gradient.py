@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import (
     ActorCriticCnnPolicy,
     ActorCriticPolicy,
@@ -29,6 +28,7 @@ from sb3_wng.algorithms.arguments import check_policy_gradient_arguments, make_s
 from sb3_wng.algorithms.guidance import begin_penalty, embed_reference, end_penalty, make_penalty
 from sb3_wng.algorithms.penalty import BehaviorPenalty
 from sb3_wng.algorithms.policy_metrics import policy_metrics
+from sb3_wng.algorithms.progress import BoundedProgress
 from sb3_wng.algorithms.rollouts import (
     check_finite_observation,
     check_finite_rollout,
@@ -57,7 +57,7 @@ from sb3_wng.optim import (
 SelfNaturalPolicyGradient = TypeVar("SelfNaturalPolicyGradient", bound="NaturalPolicyGradient")
 
 
-class NaturalPolicyGradient(OnPolicyAlgorithm):
+class NaturalPolicyGradient(BoundedProgress):
     """Actor-critic policy gradient with a metric and a step rule as slots.
 
     After each rollout the actor takes ``n_policy_updates`` passes of natural-gradient steps on the surrogate
@@ -222,9 +222,7 @@ class NaturalPolicyGradient(OnPolicyAlgorithm):
         rollout = rollout_in_order(self.rollout_buffer) if in_order else next(self.rollout_buffer.get(batch_size=None))
         update_learning_rate(self.policy.optimizer, self.scheduled(self.actor_lr_schedule))
         self._update_policy(rollout)
-        rate = self.scheduled(self.lr_schedule)
-        self.logger.record("train/learning_rate", rate)
-        update_learning_rate(self.policy.optimizer, rate)
+        self._update_learning_rate(self.policy.optimizer)
         self._update_critic(rollout)
         self._n_updates += 1
         self._log_update()

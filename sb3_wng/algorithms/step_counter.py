@@ -39,11 +39,23 @@ class StepCounter:
         return not self.has_stopped
 
     def replay(self, outcome: Outcome) -> bool:
-        """Count the steps of an episode that another process has run; ``False`` ends training."""
-        for step in range(1, outcome.length + 1):
-            is_last = step == outcome.length
-            info = {"episode": {"r": outcome.episode_return, "l": outcome.length, "t": 0.0}} if is_last else {}
-            reward = outcome.episode_return if is_last else 0.0  # single rewards stay where the episode was run
-            if not self(np.array([reward]), np.array([is_last]), [info], np.array([True])):
+        """Count the steps of an episode that another process has run; ``False`` ends training.
+
+        As many at a time as the model has environments, so that callbacks are called as often as if these had run it.
+        """
+        n_envs = self._model.n_envs
+        for start in range(0, outcome.length, n_envs):
+            counted = np.arange(n_envs) < outcome.length - start
+            rewards, dones = np.zeros(n_envs), np.zeros(n_envs, dtype=bool)  # single rewards stay where they came from
+            infos: list[dict[str, Any]] = [{} for _ in range(n_envs)]
+            if start + n_envs >= outcome.length:
+                last = int(counted.sum()) - 1
+                dones[last] = True
+                if outcome.error is None:
+                    rewards[last] = outcome.episode_return
+                    infos[last] = {"episode": {"r": outcome.episode_return, "l": outcome.length, "t": 0.0}}
+                    if outcome.is_success is not None:
+                        infos[last]["is_success"] = outcome.is_success
+            if not self(rewards, dones, infos, counted):
                 return False
         return True

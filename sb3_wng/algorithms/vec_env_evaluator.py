@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
@@ -101,11 +102,24 @@ class VecEnvEvaluator:
         # as Monitor writes it, for environments without one
         info.setdefault("episode", {"r": episode.total_reward, "l": episode.length, "t": 0.0})
         terminal = info["terminal_observation"]
-        return episode.outcome(self._env.unnormalize_obs(terminal) if isinstance(self._env, VecNormalize) else terminal)
+        return episode.outcome(self._unnormalized(terminal))
 
     def _original(self, observations: Any) -> Any:
-        """Unnormalised observations where VecNormalize still knows them: behaviour must not move with its statistics."""
-        return self._env.get_original_obs() if isinstance(self._env, VecNormalize) else observations
+        """Unnormalised observations: behaviour must not move with VecNormalize's statistics."""
+        return self._env.get_original_obs() if isinstance(self._env, VecNormalize) else self._unnormalized(observations)
+
+    def _unnormalized(self, observations: Any) -> Any:
+        """The same of any observations, unless a wrapper around VecNormalize has changed the shape of what it normalises."""
+        if self._normalize is None or not _keeps_normalized_parts(self._normalize, self._env):
+            return observations
+        return self._normalize.unnormalize_obs(observations)
+
+
+def _keeps_normalized_parts(normalizer: VecNormalize, env: VecEnv) -> bool:
+    inner, outer = normalizer.observation_space, env.observation_space
+    if isinstance(inner, spaces.Dict) and isinstance(outer, spaces.Dict):
+        return all(inner[key].shape == outer[key].shape for key in normalizer.norm_obs_keys or ())
+    return inner.shape == outer.shape
 
 
 class EnvironmentRaised(RuntimeError):

@@ -6,11 +6,14 @@ import io
 import os
 import random
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 
@@ -20,6 +23,22 @@ def replace_file(path: Path, content: bytes) -> None:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     unfinished.write_bytes(content)
     os.replace(unfinished, path)
+
+
+@contextmanager
+def only_one(path: Path) -> Iterator[None]:
+    """Hold a results file for a study.
+
+    :raises RuntimeError: if another process does
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path.with_name(f".{path.name}.study"), timeout=0):
+            yield
+    except Timeout:
+        raise RuntimeError(
+            f"another process is writing {path}: wait for it (--jobs runs side by side), or pass --output"
+        ) from None
 
 
 def file_name(*parts: object) -> str:

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from sb3_wng import BGES, BGWNES, ES, NSRES, WNES
 from sb3_wng.algorithms import EvolutionStrategy
-from sb3_wng.benchmarks.checkpoints import file_name, replace_file, saved
+from sb3_wng.benchmarks.checkpoints import file_name, only_one, replace_file, saved
 from sb3_wng.benchmarks.records import RESULTS, WORK, append_records, read_records
 
 N_COLUMNS = 8  # environments that are stepped together; results do not depend on it
@@ -293,8 +293,12 @@ def run(
 
 def unfinished(curves: Path, methods: Iterable[str], seeds: Iterable[int]) -> list[tuple[str, int]]:
     """The runs that a file does not have, a seed at a time so that an early end leaves whole comparisons."""
-    done = {(row["algorithm"], int(row["seed"])) for row in read_records(curves)}
-    return [(name, seed) for seed in seeds for name in methods if (name, seed) not in done]
+    return [(name, seed) for seed in seeds for name in methods if (name, seed) not in recorded(curves)]
+
+
+def recorded(path: Path) -> set[tuple[str, int]]:
+    """Methods and seeds that a file has."""
+    return {(row["algorithm"], int(row["seed"])) for row in read_records(path)}
 
 
 def main() -> None:
@@ -313,12 +317,16 @@ def main() -> None:
     curves, paths = (arguments.output / f"{arguments.study}{suffix}.csv" for suffix in ("", "_paths"))
     runs = unfinished(curves, methods, arguments.seeds)
     train = partial(run, arguments.study, work=arguments.work, deadline=time.time() + arguments.budget)
-    with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with only_one(curves), ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = {pool.submit(train, *key): key for key in runs}
         for count, future in enumerate(as_completed(futures), 1):
+            if error := future.exception():  # does not end the others
+                print("failed:", *futures[future], repr(error), flush=True)
+                continue
             records, path = future.result()
             if records:
-                append_records(paths, [path])  # first: the run is finished once its curve is there
+                if futures[future] not in recorded(paths):
+                    append_records(paths, [path])  # first: the run is finished once its curve is there
                 append_records(curves, records)
                 checkpoint_path(arguments.work, arguments.study, *futures[future]).unlink(missing_ok=True)
                 print(f"{count}/{len(runs)}", *futures[future], records[-1]["return"], flush=True)

@@ -23,6 +23,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
-from sb3_wng.benchmarks.checkpoints import file_name, generator_states, replace_file, saved, set_generator_states
+from sb3_wng.benchmarks.checkpoints import file_name, generator_states, only_one, replace_file, saved, set_generator_states
 from sb3_wng.benchmarks.cross_entropy import CrossEntropy
 from sb3_wng.benchmarks.records import RESULTS, WORK, append_records, read_records, write_records
 from sb3_wng.envs import make_batched
@@ -325,11 +326,16 @@ def main() -> None:
             parser.error("visitation needs --models, the folder that table wrote")
         write_visitation(arguments.models, path)
     else:
-        run_experiment(arguments, path)
+        known = experiments()[arguments.experiment]
+        if unknown := set(arguments.algorithms or ()) - set(known):
+            parser.error(f"--algorithms: {arguments.experiment} has no {sorted(unknown)}; it has {list(known)}")
+        with only_one(path):
+            run_experiment(arguments, path)
 
 
 def run_experiment(arguments: argparse.Namespace, path: Path) -> None:
     """Every run that the arguments name and the file lacks, a seed at a time."""
+    share = float(f"{arguments.share:g}")  # as the file has it
     done = finished_runs(path)
     runs = [
         (name, environment, seed)
@@ -338,18 +344,17 @@ def run_experiment(arguments: argparse.Namespace, path: Path) -> None:
         for environment in setting.environments
         if (arguments.algorithms is None or name in arguments.algorithms)
         and (arguments.environments is None or environment in arguments.environments)
-        and (name, environment, seed, arguments.share) not in done
+        and (name, environment, seed, share) not in done
     ]
-    rest = (arguments.share, arguments.models, arguments.work, time.time() + arguments.budget)
+    train = partial(run, share=share, models=arguments.models, work=arguments.work, deadline=time.time() + arguments.budget)
     with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(run, arguments.experiment, *key, *rest): key for key in runs}
+        futures = {pool.submit(train, arguments.experiment, *key): key for key in runs}
         for count, future in enumerate(as_completed(futures), 1):
-            records = future.result()
-            if records:
+            if error := future.exception():  # does not end the others
+                print("failed:", *futures[future], repr(error), flush=True)
+            elif records := future.result():
                 append_records(path, records)
-                checkpoint_path(arguments.work, arguments.experiment, *futures[future], arguments.share).unlink(
-                    missing_ok=True
-                )
+                checkpoint_path(arguments.work, arguments.experiment, *futures[future], share).unlink(missing_ok=True)
                 print(f"{count}/{len(futures)}", *futures[future], records[-1]["return_best"], flush=True)
 
 

@@ -83,7 +83,9 @@ def behavior_repulsion(
     :param bandwidth: see :func:`sb3_wng.geometry.median_bandwidth`
     """
     points = [embedding(windows).detach().float() for windows in trajectories]
-    scale = th.cat(points).std(dim=0).clamp_min(1e-8)
+    everywhere = th.cat(points)
+    scale = everywhere.std(dim=0)
+    scale = th.where(scale > 1e-6 * everywhere.abs().amax(dim=0), scale, th.inf)  # what only rounding varies does not count
     points = [part / scale for part in points]
     means = th.stack([part.mean(dim=0) for part in points])
     distances = squared_distances(means)

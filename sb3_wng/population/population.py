@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import (
     ActorCriticCnnPolicy,
     ActorCriticPolicy,
@@ -27,6 +26,7 @@ from torch.nn.utils import parameters_to_vector
 
 from sb3_wng.algorithms.arguments import check_integers
 from sb3_wng.algorithms.policy_gradient import NaturalPolicyGradient
+from sb3_wng.algorithms.progress import BoundedProgress
 from sb3_wng.algorithms.rollouts import check_finite_observation, check_finite_rollout
 from sb3_wng.population.particles import KINDS, Kind, Optimizers, Particle, kind_name
 from sb3_wng.population.policies import PopulationPolicy
@@ -35,7 +35,7 @@ from sb3_wng.population.rollouts import Timeout, column_buffer, evaluate_columns
 SelfPopulation = TypeVar("SelfPopulation", bound="Population")
 
 
-class Population(OnPolicyAlgorithm):
+class Population(BoundedProgress):
     """``population_size`` particles, each with its own actor, critic and environments; subclasses say how they learn.
 
     :meth:`train` is theirs: :meth:`begin_particles`, directions from :meth:`gradients`, :meth:`take_steps`, :meth:`log_means`.
@@ -81,6 +81,7 @@ class Population(OnPolicyAlgorithm):
         )
         self.algorithm_kwargs = dict(algorithm_kwargs or {})
         self.normalize_advantage = normalize_advantage
+        self._names_of_means: set[str] = set()  # what is logged as a mean over the particles
         self.particle_returns: list[deque[float]] = [deque(maxlen=self._stats_window_size) for _ in range(n_particles)]
 
     @property
@@ -148,6 +149,10 @@ class Population(OnPolicyAlgorithm):
             raise ValueError(
                 f"n_envs must be a multiple of {size}={self.population_size}, got {self.n_envs}: pass an environment id "
                 f"(then {width} counts), or make_vec_env(..., n_envs={self.population_size})"
+            )
+        if self.normalize_advantage and self.n_steps * self.n_envs == self.population_size:
+            raise ValueError(
+                "n_steps=1 with one environment each makes one advantage, which cannot be normalized: raise either"
             )
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
@@ -300,7 +305,9 @@ class Population(OnPolicyAlgorithm):
         names = {name: None for particle in self.particles for name in particle.learner.logger.name_to_value}
         for name in names:
             values = [p.learner.logger.name_to_value[name] for p in self.particles if name in p.learner.logger.name_to_value]
-            if name not in self.logger.name_to_value:
+            # what the population records itself comes before; the means of an update that was not dumped are replaced
+            if name not in self.logger.name_to_value or name in self._names_of_means:
+                self._names_of_means.add(name)
                 self.logger.record(name, float(np.mean(values)))
         for particle in self.particles:
             particle.learner.logger.name_to_value.clear()

@@ -198,8 +198,9 @@ class SVPG(Population):
         return repulsion.kernel, ratio
 
     def _select(self) -> None:
-        """Replace the worst quarter by perturbed copies of the best."""
-        order = np.argsort(self.mean_returns)
+        """Replace the worst quarter, of particles that have finished an episode, by perturbed copies of the best."""
+        known = np.flatnonzero(np.isfinite(self.mean_returns))
+        order = known[np.argsort(self.mean_returns[known])]
         for worst, best in zip(order[: len(order) // 4], order[::-1], strict=False):
             self.particles[worst].become(self.particles[best])
             row = self.policy.theta[worst]
