@@ -136,9 +136,9 @@ def test_radii_may_fall_linearly(tmp_path):
     zoo.register()
     from rl_zoo3.exp_manager import ExperimentManager
 
-    given = {"target_distance": "lin_0.04", "target_kl": "lin_1e-2", "learning_rate": "lin_1e-3"}
+    given = {"target_distance": "lin_0.04", "target_kl": "lin_1e-2", "step_size": "lin_0.4", "learning_rate": "lin_1e-3"}
     schedules = ExperimentManager._preprocess_schedules(dict(given))
-    assert [schedules[name](0.25) for name in given] == pytest.approx([0.01, 2.5e-3, 2.5e-4])
+    assert [schedules[name](0.25) for name in given] == pytest.approx([0.01, 2.5e-3, 0.1, 2.5e-4])
     assert ExperimentManager._preprocess_schedules({"target_kl": 0.1}) == {"target_kl": 0.1}
     arguments = "train --algo wnpg --env Pendulum-v1 -n 128 --eval-freq -1 --log-interval 1"
     output = launch(*arguments.split(), "-params", *SMALL, "target_kl:'lin_0.02'", "target_distance:'lin_0.04'", cwd=tmp_path)

@@ -47,13 +47,13 @@ class BGPG(NaturalPolicyGradient):
         ``"sinkhorn"``, ``"dual"``: debiased W2^2 between samples of behaviour, by Sinkhorn's iteration or by test functions
         that are kept from update to update. ``"kl"``: the KL divergence of the action laws
     :param adaptive_coef: Raise or lower the coefficient (> 0) after each rollout so that the update moves behaviour by
-        ``target_distance``
+        ``target_distance``, or a ``reference`` gets that near; one that cannot be reached drives it to 10,000
     :param target_distance: Distance per rollout that an adaptive coefficient aims at, in the unit above; usually 0.005 to 0.1,
         a float or a schedule
     :param embedding: What is compared. ``"actions"`` (and ``"actions_and_values"``, ten actions per state): of single
-        states. ``"action_sequence"``, ``"final_state"``, ``"reward_to_go"``, ``"state_visitation"``, or a function of one
-        :class:`~sb3_wng.behavior.Trajectory`: of windows of the rollout, with ``"sinkhorn"`` or ``"dual"``; the distance
-        then is from the rollout before (or the reference)
+        states. ``"action_sequence"``, ``"final_state"``, ``"reward_to_go"``, ``"state_visitation"``,
+        ``"state_sequence"`` or a function of one :class:`~sb3_wng.behavior.Trajectory`: of windows of the rollout, with
+        ``"sinkhorn"`` or ``"dual"``; the distance then is from the rollout before (or the reference)
     :param embedding_horizon: Steps per window of a trajectory
     :param entropic_reg: Regularisation of ``"sinkhorn"`` and ``"dual"``, in units of the mean cost; usually 0.05 to 0.5
     :param reference: Behaviour to compare with instead of the collecting policy: points of the embedding's space, shape

@@ -71,11 +71,12 @@ class BGWNPG(NaturalPolicyGradient):
     :param log_bandwidth: log10 of the kernel's bandwidth in units of the mean squared distance between samples;
         usually 0 to 1
     :param embedding: What the kernel metric calls behaviour. ``"actions"``: the action, given the state;
-        ``"action_sequence"``, ``"final_state"``, ``"reward_to_go"``, ``"state_visitation"``, or a function of one
-        :class:`~sb3_wng.behavior.Trajectory`: windows of the rollout; ``"actions_and_values"``: the released code's
+        ``"action_sequence"``, ``"final_state"``, ``"reward_to_go"``, ``"state_visitation"``, ``"state_sequence"`` or a
+        function of one :class:`~sb3_wng.behavior.Trajectory`: windows of the rollout; ``"actions_and_values"``: the released
+        code's
     :param embedding_horizon: Steps per window of a trajectory; a rollout should hold twice ``n_basis`` windows
-    :param sub_sampling_factor: Estimate the metric on every k-th sample only (gradient and line search keep all);
-        4 nearly halves the cost of the policy's part
+    :param sub_sampling_factor: Estimate the metric (a kernel metric: only what measures its step) on every k-th sample;
+        gradient and line search keep all. 4 nearly halves the cost of the policy's part
     :param wasserstein_coef: Coefficient of the distance in the minimised loss; the distance is in units of the policy's
         spread (of both samples' total variance for references and trajectories). > 0 attracts, < 0 repels, 0 is WNPG.
         Usually 0.1 to 10
@@ -84,7 +85,7 @@ class BGWNPG(NaturalPolicyGradient):
         ``"sinkhorn"``, ``"dual"``: debiased W2^2 between samples of behaviour, by Sinkhorn's iteration or by test functions
         that are kept from update to update. ``"kl"``: the KL divergence of the action laws
     :param adaptive_coef: Raise or lower the coefficient (> 0) after each rollout so that the update moves behaviour by
-        ``target_distance``
+        ``target_distance``, or a ``reference`` gets that near; one that cannot be reached drives it to 10,000
     :param entropic_reg: Regularisation of ``"sinkhorn"`` and ``"dual"``, in units of the mean cost; usually 0.05 to 0.5
     :param reference: Behaviour to compare with instead of the collecting policy: points of the embedding's space, shape
         (m, d), :class:`~sb3_wng.behavior.Trajectories`, a list of :class:`~sb3_wng.behavior.Trajectory`, a trained SB3

@@ -174,8 +174,9 @@ class EvolutionStrategy(BaseAlgorithm):
         """As every SB3 algorithm's: ends with the first iteration that reaches ``total_timesteps``.
 
         Every step of every counted episode is one timestep and one call of the callbacks, at once on the VecEnv's columns,
-        and when an episode arrives from a worker process. ``log_interval`` counts iterations; ``tb_log_name`` defaults to
-        the class name. A callback that returns ``False`` ends training at that step; the iteration then changes nothing.
+        and as many steps at once when an episode arrives from a worker process. ``log_interval`` counts iterations;
+        ``tb_log_name`` defaults to the class name. A callback that returns ``False`` ends training at that step; the
+        iteration then changes nothing.
 
         :raises RuntimeError: for an environment that raises or returns numbers that are not finite, naming iteration and
             seed, unless ``env_failure`` is a number

@@ -53,7 +53,8 @@ class NSRES(EvolutionStrategy):
     :param normalize_observations: Standardise continuous observations by their running statistics, which the policy
         keeps and which change between iterations only
     :param env_failure: ``"raise"``: an environment that raises or returns numbers that are not finite ends training
-        with an error that names iteration and seed. A number: the return of such an episode
+        with an error that names iteration and seed. A number: the return of such an episode. An embedding that fails always
+        ends it
     :param n_jobs: Processes that run episodes; 1: in this process, on the columns of ``env``; -1: one per core.
         Results do not depend on it
     :param backend: Where processes are with ``n_jobs`` other than 1: ``"loky"`` (this machine) or ``"ray"`` (a

@@ -219,6 +219,11 @@ class BehaviorPenalty(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if not self.is_adaptive:
             state_dict[f"{prefix}coefficient"] = self.coefficient  # the one that load() was given, if it was
+        if not hasattr(self, "samples"):  # the distance that was saved may be another one
+            for key in [key for key in state_dict if key.startswith((f"{prefix}samples.", f"{prefix}memory."))]:
+                del state_dict[key]
+        elif f"{prefix}samples.n_fallbacks" not in state_dict:
+            state_dict.update(self.state_dict(prefix=prefix))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -21,7 +21,6 @@ from stable_baselines3.common.policies import (
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
 from stable_baselines3.common.utils import explained_variance, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
-from torch import nn
 
 from sb3_wng.algorithms.action_laws import action_law, actor_and_critic_parameters
 from sb3_wng.algorithms.arguments import check_policy_gradient_arguments, make_schedule
@@ -34,6 +33,7 @@ from sb3_wng.algorithms.rollouts import (
     check_finite_rollout,
     minibatches,
     policy_actions,
+    refresh_batch_statistics,
     rollout_in_order,
     select,
     with_plain_rewards,
@@ -194,7 +194,12 @@ class NaturalPolicyGradient(BoundedProgress):
         self.natural_gradient = NaturalGradient(self._make_step_rule(), damping)
         if self.uses_kernel:
             self.kernel_metric = KernelWassersteinMetric(self.n_basis, self.log_bandwidth, self.diagonal_damping, self.seed)
-        self.penalty = make_penalty(self) if self.wasserstein_coef != 0 else None
+        self.behavior_penalty = make_penalty(self)
+
+    @property
+    def penalty(self) -> BehaviorPenalty | None:
+        """The penalty, if it has a coefficient."""
+        return None if self.wasserstein_coef == 0 else self.behavior_penalty
 
     @property
     def uses_kernel(self) -> bool:
@@ -229,7 +234,7 @@ class NaturalPolicyGradient(BoundedProgress):
 
     def _update_policy(self, rollout: RolloutBufferSamples) -> None:
         # Trust regions compare values of one deterministic function: the law that acts, without dropout's noise.
-        self._refresh_batch_statistics(rollout)
+        refresh_batch_statistics(self.policy, rollout.observations)
         self.policy.set_training_mode(False)
         batch = self._policy_batch(rollout)
         unit = self._unit(batch.old_law)
@@ -264,13 +269,6 @@ class NaturalPolicyGradient(BoundedProgress):
             if measured.kl_divergence > 1.5 * self.scheduled(self.target_kl_schedule):
                 break
         return measured
-
-    def _refresh_batch_statistics(self, rollout: RolloutBufferSamples) -> None:
-        """Let batch norm see the new rollout, as it would in a step taken in training mode."""
-        if any(isinstance(module, nn.modules.batchnorm._NormBase) for module in self.policy.modules()):
-            self.policy.set_training_mode(True)
-            with th.no_grad():
-                self.policy.get_distribution(rollout.observations)
 
     def _policy_batch(self, rollout: RolloutBufferSamples) -> PolicyBatch:
         advantages = rollout.advantages
@@ -390,7 +388,7 @@ class NaturalPolicyGradient(BoundedProgress):
         return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        modules = ["natural_gradient"] + ["kernel_metric"] * self.uses_kernel + ["penalty"] * (self.penalty is not None)
+        modules = ["natural_gradient", "behavior_penalty"] + ["kernel_metric"] * self.uses_kernel
         return ["policy", "policy.optimizer", *modules], []
 
     def _excluded_save_params(self) -> list[str]:

@@ -11,9 +11,10 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
+from torch import nn
 
 from sb3_wng.behavior import Trajectories, Windows, cut_windows, flat_actions, flat_observations
 
@@ -59,6 +60,14 @@ def check_finite_observation(observation: np.ndarray | dict[str, np.ndarray] | N
             "env: non-finite observations; all must be finite numbers. Nothing was learnt from this rollout. "
             "stable_baselines3's VecCheckNan finds the cause."
         ) from cause
+
+
+def refresh_batch_statistics(policy: ActorCriticPolicy, observations: PyTorchObs) -> None:
+    """Let batch norm see a new rollout, as it would in a step taken in training mode."""
+    if any(isinstance(module, nn.modules.batchnorm._NormBase) for module in policy.modules()):
+        policy.set_training_mode(True)
+        with th.no_grad():
+            policy.get_distribution(observations)
 
 
 def rollout_in_order(buffer: RolloutBuffer) -> RolloutBufferSamples:

@@ -73,11 +73,12 @@ class WNPG(NaturalPolicyGradient):
     :param log_bandwidth: log10 of the kernel's bandwidth in units of the mean squared distance between samples;
         usually 0 to 1
     :param embedding: What the kernel metric calls behaviour. ``"actions"``: the action, given the state;
-        ``"action_sequence"``, ``"final_state"``, ``"reward_to_go"``, ``"state_visitation"``, or a function of one
-        :class:`~sb3_wng.behavior.Trajectory`: windows of the rollout; ``"actions_and_values"``: the released code's
+        ``"action_sequence"``, ``"final_state"``, ``"reward_to_go"``, ``"state_visitation"``, ``"state_sequence"`` or a
+        function of one :class:`~sb3_wng.behavior.Trajectory`: windows of the rollout; ``"actions_and_values"``: the released
+        code's
     :param embedding_horizon: Steps per window of a trajectory; a rollout should hold twice ``n_basis`` windows
-    :param sub_sampling_factor: Estimate the metric on every k-th sample only (gradient and line search keep all);
-        4 nearly halves the cost of the policy's part
+    :param sub_sampling_factor: Estimate the metric (a kernel metric: only what measures its step) on every k-th sample;
+        gradient and line search keep all. 4 nearly halves the cost of the policy's part
     :param normalize_advantage: Standardise the advantages over the rollout
     :param max_grad_norm: Largest norm of a direction handed to the optimiser (``step_rule="optimizer"``)
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise

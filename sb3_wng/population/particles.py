@@ -20,7 +20,7 @@ from sb3_wng.algorithms.npg import NPG
 from sb3_wng.algorithms.pg import PG
 from sb3_wng.algorithms.policy_gradient import NaturalPolicyGradient
 from sb3_wng.algorithms.policy_metrics import policy_metrics
-from sb3_wng.algorithms.rollouts import policy_actions, rollout_in_order, select
+from sb3_wng.algorithms.rollouts import policy_actions, refresh_batch_statistics, rollout_in_order, select
 from sb3_wng.algorithms.wnpg import WNPG
 from sb3_wng.optim import StepReport, Trial
 from sb3_wng.population.baselines import LinearBaseline
@@ -112,7 +112,7 @@ class Particle:
             self.returns = th.as_tensor(buffer.returns).flatten()
             buffer.advantages = buffer.returns - self.baseline(self.features).cpu().numpy().reshape(buffer.returns.shape)
         self.rollout = rollout_in_order(buffer) if in_order else next(buffer.get(batch_size=None))
-        learner._refresh_batch_statistics(self.rollout)
+        refresh_batch_statistics(self.policy, self.rollout.observations)
         learner.policy.set_training_mode(False)
         self.advantages = standardized(self.rollout.advantages) if learner.normalize_advantage else self.rollout.advantages
 

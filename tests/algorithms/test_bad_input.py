@@ -12,6 +12,7 @@ from stable_baselines3.sac.policies import SACPolicy
 from stable_baselines3.td3.policies import TD3Policy
 
 from sb3_wng import BGPG, BGWNPG, NPG, PG, WNPG
+from sb3_wng.behavior import FinalState
 
 ALL = (WNPG, NPG, PG, BGPG, BGWNPG)
 NAN, INF = float("nan"), float("inf")
@@ -269,3 +270,80 @@ def test_an_error_of_the_environment_stays_as_it_is(build):
 
     with pytest.raises(ValueError, match=r"^out of fuel$"):
         build(Faulty("nothing", 0.0, at=0, action_space=BOX)).learn(32)
+
+
+# --- embeddings and what they have no effect on -----------------------------------------------------
+
+
+class Flat:
+    is_pathwise = False
+
+    def __call__(self, trajectories):
+        return trajectories.rewards.sum(dim=1)
+
+
+@pytest.mark.parametrize(("cls", "settings"), [(WNPG, {"metric": "kernel"}), (BGPG, {"distance": "sinkhorn"})])
+def test_an_embedding_object_that_returns_no_points_is_named(small, cls, settings):
+    model = small(cls, embedding=Flat(), embedding_horizon=4, **settings)
+    with pytest.raises(ValueError, match=r"embedding 'Flat' must return points of shape \(n, d\)"):
+        model.learn(64)
+
+
+def test_a_class_is_no_embedding(small):
+    with pytest.raises(ValueError, match=r"not a class: pass FinalState\(\)"):
+        small(WNPG, metric="kernel", embedding=FinalState)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"embedding": "final_state"}, "embedding has no effect with metric='closed_form'"),
+        ({"metric": "combined", "diagonal_damping": True}, "diagonal_damping has no effect with metric='combined'"),
+    ],
+)
+def test_what_has_no_effect_is_warned_of(small, settings, message):
+    with pytest.warns(UserWarning, match=message):
+        small(WNPG, **settings)
+    with pytest.raises(ValueError, match="embedding must be"):
+        small(WNPG, embedding="nonsense")
+
+
+@pytest.mark.parametrize("value", [-1, 0.5])
+def test_the_interval_of_adaptive_damping_is_an_integer(small, value):
+    with pytest.raises(ValueError, match="adaptive_damping must be an integer >= 0"):
+        small(WNPG, adaptive_damping=value)
+
+
+def test_a_law_of_trajectories_needs_two_of_them(small):
+    with pytest.raises(ValueError, match="embedding_horizon=32 makes one trajectory of a rollout of 1 x 32 steps"):
+        small(WNPG, "Pendulum-v1", metric="kernel", embedding="final_state", n_steps=32)
+
+
+def test_the_epochs_minibatches_are_nothing_to_a_trust_regions_kernel_metric(small):
+    """Its natural step sees the whole rollout."""
+    settings = {"metric": "kernel", "n_basis": 2, "policy_batch_size": 8, "n_penalized_epochs": 1, "embedding_horizon": 4}
+    both = small(BGWNPG, "Pendulum-v1", embedding="final_state", distance="sinkhorn", **settings)
+    assert both.learn(64)._n_updates == 2
+    assert small(BGWNPG, "Pendulum-v1", n_steps=33, **settings).learn(33)._n_updates == 1
+    with pytest.raises(ValueError, match="policy_batch_size must be None for a kernel metric"):
+        small(BGWNPG, embedding="final_state", distance="sinkhorn", step_rule="optimizer", **settings)
+
+
+def test_numpys_numbers_are_numbers(small):
+    model = small(WNPG, target_distance=np.float32(0.02), target_kl=np.float64(0.03))
+    assert model.learn(32).natural_gradient.step_rule.radius == pytest.approx(0.02)
+
+
+def test_recurrent_policies_are_refused_by_name(small):
+    recurrent = pytest.importorskip("sb3_contrib.common.recurrent.policies").RecurrentActorCriticPolicy
+    with pytest.raises(ValueError, match="recurrent policies are not supported"):
+        small(WNPG, policy=recurrent)
+
+
+@pytest.mark.parametrize("cls", [WNPG, PG])
+def test_rates_end_at_zero_where_the_last_rollout_goes_past_the_total(small, cls):
+    model = small(cls, learning_rate=lambda remaining: 1e-3 * remaining, n_steps=64)
+    rates = []
+    model._update_critic = lambda rollout: rates.append(model.policy.optimizer.param_groups[0]["lr"])
+    model.learn(96)
+    assert rates == pytest.approx([1e-3 / 3, 0.0])

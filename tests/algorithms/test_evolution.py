@@ -16,6 +16,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNorm
 from sb3_wng import BGES, BGWNES, ES, NSRES, PG, WNES, ImplicitPolicy
 from sb3_wng.algorithms.actors import NumpyActor, TorchActor
 from sb3_wng.algorithms.episodes import run_candidate, run_episode
+from sb3_wng.algorithms.evaluation import Outcome
+from sb3_wng.algorithms.evolution_arguments import default_horizon
 from sb3_wng.algorithms.evolution_policies import EvolutionPolicy, LinearPolicy, ToeplitzPolicy
 from sb3_wng.algorithms.observation_normalizer import ObservationNormalizer
 from sb3_wng.algorithms.search_direction import (
@@ -25,8 +27,10 @@ from sb3_wng.algorithms.search_direction import (
     natural_direction,
     shape_fitness,
 )
+from sb3_wng.algorithms.step_counter import StepCounter
 from sb3_wng.algorithms.vec_env_evaluator import VecEnvEvaluator
 from sb3_wng.behavior import make_embedding
+from sb3_wng.envs import make_batched
 
 SMALL = {"n_delta": 3, "seed": 3, "policy_kwargs": {"net_arch": [4]}}
 VARIANTS = {
@@ -542,3 +546,125 @@ def test_cartpole_is_learnt(cls):
     env = make_vec_env("CartPole-v1", 11)
     model = cls("MlpPolicy", env, n_delta=16, learning_rate=0.1, seed=0, policy_kwargs={"net_arch": [16]}).learn(60_000)
     assert evaluate_policy(model, model.get_env(), 10, warn=False)[0] > 300
+
+
+class Blind(gym.Env):
+    """Has an observation that is not finite, at the step that is asked for."""
+
+    observation_space, action_space = spaces.Box(-1, 1, (2,)), spaces.Discrete(2)
+
+    def __init__(self, at=0):
+        self.at = at
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        return self._observation(), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self._observation(), 1.0, self.steps == 4, False, {"is_success": True}
+
+    def _observation(self):
+        return np.full(2, np.nan if self.steps == self.at else 0.0, dtype=np.float32)
+
+
+@pytest.mark.parametrize("at", [0, 2, 4])
+def test_observations_that_are_not_finite_end_training_wherever_they_occur(at):
+    """Without normalisation, too, and beyond what is embedded."""
+    for settings in ({}, {"normalize_observations": True}):
+        with pytest.raises(RuntimeError, match=r"observation .*not finite"):
+            ES("LinearPolicy", Blind(at), n_delta=2, **settings).learn(100)
+    with pytest.raises(RuntimeError, match=r"observation .*not finite"):
+        BGES("LinearPolicy", Blind(at), n_delta=2, embedding="final_state", embedding_horizon=1).learn(100)
+    outcome = run_episode(ES("LinearPolicy", Blind(at), n_delta=2).policy, Blind(at), 0)
+    assert "not finite" in outcome.error
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_episodes_from_elsewhere_are_counted_as_the_environments_own(n_envs):
+    """Callbacks hear of them as often, with the same infos; failed ones leave no return behind."""
+    seen = []
+
+    class Spy(BaseCallback):
+        def _on_step(self):
+            seen.append((self.num_timesteps, len(self.locals["infos"])))
+            return True
+
+    model = ES("LinearPolicy", make_vec_env("CartPole-v1", n_envs), n_delta=2)
+    _, callback = model._setup_learn(100, Spy())
+    callback.on_training_start({}, {})
+    counter = StepCounter(model, callback)
+    assert counter.replay(Outcome(5.0, 7, None, {}, is_success=True))
+    assert counter.replay(Outcome(float("nan"), 2, None, {}, "OSError"))
+    assert model.num_timesteps == 9
+    assert [n for n, _ in seen] == ([*range(1, 10)] if n_envs == 1 else [3, 6, 7, 9])
+    assert {width for _, width in seen} == {n_envs}
+    assert [info["r"] for info in model.ep_info_buffer] == [5.0]
+    assert list(model.ep_success_buffer) == [True]
+    assert run_episode(ES("LinearPolicy", Blind(9)).policy, Blind(9), 0).is_success
+
+
+def test_a_turn_that_comes_to_nothing_leaves_the_policy_and_its_optimiser(chase):
+    class Stop(BaseCallback):
+        def _on_step(self):
+            return self.n_calls < 5
+
+    for seed in range(3):
+        model = NSRES("MlpPolicy", "CartPole-v1", n_parents=3, **{**SMALL, "seed": seed}).learn(1000)
+        before, states = vector(model), model.policy.optimizer.state_dict()["state"]
+        steps = states[0]["step"].item()
+        model.learn(1000, Stop(), reset_num_timesteps=False)
+        assert torch.equal(vector(model), before)
+        assert model.policy.optimizer.state_dict()["state"][0]["step"].item() == steps
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+@pytest.mark.parametrize("embedding", [lambda t: t.observations[12], lambda t: float("inf")], ids=["raises", "infinite"])
+def test_an_embedding_at_fault_ends_training_whatever_a_failed_episode_is_worth(embedding, n_jobs):
+    model = BGES("MlpPolicy", "CartPole-v1", embedding=embedding, env_failure=-1.0, n_jobs=n_jobs, **SMALL)
+    with pytest.raises(ValueError, match="embedding"):
+        model.learn(500)
+
+
+def test_observations_are_embedded_as_the_environment_gives_them_inside_other_wrappers():
+    class Pictures(gym.Env):
+        observation_space = spaces.Dict(
+            {"v": spaces.Box(-2000, 2000, (1,)), "image": spaces.Box(0, 255, (36, 36, 3), np.uint8)}
+        )
+        action_space = spaces.Discrete(2)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            self.steps = 0
+            return self._observation(), {}
+
+        def step(self, action):
+            self.steps += 1
+            return self._observation(), 1.0, self.steps == 5, False, {}
+
+        def _observation(self):
+            return {"v": np.float32([1000 + self.steps]), "image": np.zeros((36, 36, 3), np.uint8)}
+
+    seen = []
+
+    def last(trajectory):
+        seen.append([trajectory.observations[:, -1].max().item(), trajectory.final_observation[-1].item()])
+        return seen[-1]
+
+    env = VecNormalize(DummyVecEnv([Pictures]), norm_obs_keys=["v"])
+    BGES("MultiInputPolicy", env, embedding=last, n_delta=2, embedding_horizon=5).learn(25)
+    np.testing.assert_allclose(seen, [[1004, 1005]] * 5, atol=0.1)
+
+
+def test_time_limits_are_found_wherever_they_are_kept():
+    reward_to_go = make_embedding("reward_to_go")
+    assert default_horizon(reward_to_go, make_batched("TwoGoals-v0", 2)) == 20
+    assert default_horizon(reward_to_go, DummyVecEnv([lambda: gym.wrappers.TimeLimit(Blind(), 17)])) == 17
+    assert default_horizon(reward_to_go, make_vec_env("CartPole-v1")) == 500
+
+
+def test_arguments_that_only_workers_read_are_warned_of():
+    with pytest.warns(UserWarning, match="episode_timeout has no effect with n_jobs=1"):
+        ES("MlpPolicy", "CartPole-v1", episode_timeout=3.0)
+    with pytest.warns(UserWarning, match="ray_address has no effect"):
+        ES("MlpPolicy", "CartPole-v1", n_jobs=2, ray_address="auto")

@@ -2,6 +2,7 @@
 
 import copy
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -150,9 +151,8 @@ def test_parameters_can_be_exchanged_between_models(build, weights):
     assert not torch.equal(weights(other), weights(model))
     other.set_parameters(parameters)
     check_equal_state(other, model)
-    held = {"policy", "policy.optimizer", "natural_gradient"}
-    held |= {name for name, used in {"kernel_metric": model.uses_kernel, "penalty": model.penalty is not None}.items() if used}
-    assert set(parameters) == held
+    held = {"policy", "policy.optimizer", "natural_gradient", "behavior_penalty"}
+    assert set(parameters) == held | ({"kernel_metric"} if model.uses_kernel else set())
 
 
 def test_exact_matches_refuse_missing_and_unknown_parameters(build, weights):
@@ -201,3 +201,30 @@ def test_saving_does_not_disturb_the_model(build, tmp_path, weights):
     model.save(tmp_path / "model")
     assert model.actor_parameters
     assert model.learn(32, reset_num_timesteps=False)._n_updates == 2
+
+
+def test_constants_given_to_load_act_and_states_come_back(small, chase, reload):
+    model = small(BGWNPG, chase(), cg_damping=0.1, wasserstein_coef=1.0).learn(32)
+    loaded = reload(model, env=chase(), cg_damping=10.0, wasserstein_coef=-5.0)
+    assert loaded.natural_gradient.damping.value == 10
+    assert loaded.penalty.coefficient == -5
+    unguided = reload(loaded, env=chase(), wasserstein_coef=0.0)
+    assert unguided.penalty is None
+    assert reload(unguided.learn(32), wasserstein_coef=2.0, env=chase()).learn(32).penalty.coefficient == 2
+    adaptive = reload(loaded, env=chase(), adaptive_damping=True, adaptive_coef=True, wasserstein_coef=1.0).learn(64)
+    damping, coefficient = adaptive.natural_gradient.damping.value.item(), adaptive.penalty.coefficient.item()
+    assert coefficient != 1
+    assert reload(adaptive).natural_gradient.damping.value == damping
+    assert reload(adaptive).penalty.coefficient == coefficient
+    assert reload(adaptive, adaptive_damping=False, cg_damping=0.3).natural_gradient.damping.value == 0.3
+
+
+def test_settings_given_to_load_are_checked_as_others(small, chase, reload):
+    model = small(BGPG, "Pendulum-v1")
+    with pytest.raises(ValueError, match="wasserstein_coef must be a finite number"):
+        reload(model, wasserstein_coef=float("nan"))
+    with pytest.raises(ValueError, match=r"dimension, shape \(m, 1\), got \(m, 2\)"):
+        reload(model, env=gym.make("Pendulum-v1"), distance="sinkhorn", reference=np.zeros((3, 2)))
+    loaded = reload(model, env=gym.make("Pendulum-v1"), distance="sinkhorn", embedding="final_state", reference=model)
+    assert loaded.learn(32).reference.shape[1] == 3
+    assert reload(loaded, distance="kl", embedding="actions", reference=None, env=gym.make("Pendulum-v1")).learn(32)

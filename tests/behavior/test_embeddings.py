@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -83,3 +84,12 @@ def test_spread_is_half_the_mean_squared_distance_of_two_points():
     half = 0.5 * torch.pdist(points[:1500]).square().mean().item()
     assert spread(points) == pytest.approx(half, rel=0.1)
     assert spread(points[:1]) == 0
+
+
+def test_functions_get_trajectories_that_numpy_can_read(trajectories):
+    """Whatever device and graph the rollout's tensors are on."""
+    attached = Trajectories(
+        trajectories.observations.requires_grad_(), trajectories.actions, trajectories.rewards, trajectories.mask
+    )
+    points = make_embedding(lambda trajectory: np.asarray(trajectory.observations)[-1, 0])(attached)
+    assert points.shape == (2, 1)

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_wng import SVPG
-from sb3_wng.behavior import StateVisitation, Trajectories
+from sb3_wng.behavior import StateVisitation, Trajectories, make_embedding
 from sb3_wng.envs import make_batched
 from sb3_wng.geometry import kernel_repulsion, median_bandwidth, particle_kernel, squared_distances
 from sb3_wng.population import AnnealedTemperature, CyclicalTemperature, behavior_repulsion, population_direction
@@ -271,3 +272,68 @@ def test_particles_learn_to_swing_up_a_little(name):
     model.learn((60 if name == "pg" else 15) * 8000, reset_num_timesteps=False)
     assert first < -80
     assert model.mean_returns.mean() > first + 60
+
+
+def test_only_particles_that_have_finished_an_episode_are_selected(small):
+    model = small("pg", n_particles=8, selection_interval=2)
+    theta = model.policy.theta.clone()
+    model._select()
+    assert torch.equal(model.policy.theta, theta)
+    for i, value in ((1, 3.0), (2, 1.0), (4, 2.0), (7, 5.0)):
+        model.particle_returns[i].append(value)
+    model._select()
+    assert (model.policy.theta != theta).any(dim=1).nonzero().flatten().tolist() == [2]
+    model._select()  # the copy has no return of its own yet, and three are too few
+    assert (model.policy.theta != theta).any(dim=1).nonzero().flatten().tolist() == [2]
+
+
+def test_a_coordinate_that_only_rounding_varies_repels_nobody():
+    generator = torch.Generator().manual_seed(0)
+
+    def windows(constant):
+        mask = torch.arange(7) < torch.randint(2, 8, (12, 1), generator=torch.Generator().manual_seed(1))
+        varying = torch.randn(12, 7, 2, generator=generator)
+        observations = torch.cat([varying, torch.full((12, 7, 1), constant)], dim=2) * mask[:, :, None]
+        return Trajectories(observations, torch.zeros(12, 7, 1), torch.zeros(12, 7), mask)
+
+    bonuses = {}
+    for constant in (0.0, 9.81):
+        generator.manual_seed(0)
+        repulsion = behavior_repulsion([windows(constant) for _ in range(4)], make_embedding("state_visitation"))
+        bonuses[constant] = torch.stack(repulsion.bonuses)
+    torch.testing.assert_close(bonuses[9.81], bonuses[0.0])
+
+
+@pytest.mark.parametrize("kind", ["pg", "wnpg"])
+def test_schedules_end_at_zero_where_the_last_rollout_goes_past_the_total(small, kind):
+    seen = []
+    model = small(
+        kind, temperature=lambda progress: seen.append(progress) or 1 + 9 * progress, learning_rate=lambda p: 1e-2 * p
+    )
+    seen.clear()
+    model.learn(model.n_steps * model.n_envs // 3)
+    assert seen == [0.0]
+    assert model.logger.name_to_value["train/temperature"] == 1
+    if kind == "pg":
+        assert model.policy.optimizer.param_groups[0]["lr"] == 0
+
+
+def test_means_over_particles_are_of_the_last_update_however_rarely_they_are_written(small):
+    losses = []
+
+    class Spy(BaseCallback):
+        def _on_rollout_start(self):
+            losses.append(self.logger.name_to_value.get("train/value_loss"))
+
+        def _on_step(self):
+            return True
+
+    model = small("a2c")
+    model.learn(4 * model.n_steps * model.n_envs, Spy(), log_interval=100)
+    assert losses[0] is None
+    assert len(set(losses)) == 4
+
+
+def test_one_advantage_each_is_refused(small):
+    with pytest.raises(ValueError, match="n_steps=1 with one environment each"):
+        small("pg", "Pendulum-v1", n_steps=1)

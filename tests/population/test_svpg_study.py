@@ -1,5 +1,6 @@
 """The study's settings can be built, its runs are recorded once, and its report reads what they wrote."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 
 from sb3_wng import SVPG
 from sb3_wng.benchmarks import svpg_report, svpg_study
+from sb3_wng.benchmarks.checkpoints import only_one
 from sb3_wng.benchmarks.cross_entropy import CrossEntropy, refit
 from sb3_wng.benchmarks.records import append_records
 from sb3_wng.population import AnnealedTemperature
@@ -219,3 +221,40 @@ def test_visits_are_shares_of_the_time(tmp_path):
     assert hanging.share.sum() > 0.5  # an untrained pole hangs
     svpg_report.draw(tmp_path)
     assert isinstance(SVPG.load(next(tmp_path.glob("*.zip")), device="cpu"), SVPG)
+
+
+def fail_in_one(experiment, name, environment, seed, share, models, work, deadline):
+    if seed == 0:
+        raise OSError("no memory")
+    return [{"algorithm": name, "environment": environment, "seed": seed, "share": share, "return_best": "1.0"}]
+
+
+def study(*arguments, monkeypatch):
+    monkeypatch.setattr(svpg_study, "ProcessPoolExecutor", lambda n, mp_context: ThreadPoolExecutor(n))
+    monkeypatch.setattr(svpg_study, "run", fail_in_one)
+    monkeypatch.setattr("sys.argv", ["svpg_study", "weights", "--share", "0.3333333", *arguments])
+    svpg_study.main()
+
+
+def test_a_run_that_fails_does_not_cost_the_others(tmp_path, monkeypatch, capsys):
+    common = "--algorithms", "svpg", "independent", "--output", str(tmp_path / "weights.csv"), "--work", str(tmp_path)
+    study(*common, "--seeds", "0", "1", "2", monkeypatch=monkeypatch)
+    rows = pd.read_csv(tmp_path / "weights.csv")
+    assert sorted(zip(rows.algorithm, rows.seed, strict=True)) == [(n, s) for n in ("independent", "svpg") for s in (1, 2)]
+    assert "failed: svpg RllabCartPole-v0 0 OSError('no memory')" in capsys.readouterr().out
+    study(*common, "--seeds", "1", "2", monkeypatch=monkeypatch)
+    assert len(pd.read_csv(tmp_path / "weights.csv")) == 4  # the share is found again as it was written
+
+
+def test_two_studies_do_not_write_one_file(tmp_path, monkeypatch):
+    path = tmp_path / "weights.csv"
+    with only_one(path), pytest.raises(RuntimeError, match=r"another process is writing .*weights\.csv"):
+        study("--output", str(path), "--seeds", "1", monkeypatch=monkeypatch)
+    study("--output", str(path), "--seeds", "1", "--work", str(tmp_path), monkeypatch=monkeypatch)
+    assert len(pd.read_csv(path)) == 4
+
+
+def test_unknown_settings_are_refused(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        study("--algorithms", "svgp", monkeypatch=monkeypatch)
+    assert "weights has no ['svgp']; it has ['svpg'" in capsys.readouterr().err
