@@ -41,7 +41,8 @@ class DualPotentials(nn.Module):
     method with a backtracking line search on the full batch needs 2 to 10 steps for ordinary clouds and up to 30 for
     heavy tails, from any start. The ridge makes the solution unique, a function of the samples alone, and keeps the
     potentials smooth between them. A step takes O(n m D) operations, a linear solve of size 2 (D + d), and one (n, m)
-    matrix per trial of the line search.
+    matrix per trial of the line search. With fewer samples than features all of this happens in the span of the samples'
+    features, of dimension n + m.
 
     **Bias.** W_gamma between equal clouds is positive, and its potentials are not constant there. A debiased potential
     is the difference of two objects, one fitted on (x, y) minus one fitted on (x, x), and then 0.2 is a better
@@ -119,8 +120,10 @@ class DualPotentials(nn.Module):
         self.cost_scale.copy_(torch.where(mean_cost > 0, mean_cost, 1.0))
         self.length_scale.copy_(self.cost_scale.sqrt() if self.cost == "sqeuclidean" else self.cost_scale)
         self.center.copy_(torch.cat([x, y]).mean(dim=0))
-        problem = _DualProblem(self._features(x), self._features(y), costs / self.cost_scale, self.entropic_reg, self.ridge)
-        start = self.coefficients.double()
+        features_x, features_y = self._features(x), self._features(y)
+        basis = _row_basis(torch.cat([features_x, features_y]))
+        problem = _DualProblem(features_x @ basis, features_y @ basis, costs / self.cost_scale, self.entropic_reg, self.ridge)
+        start = self.coefficients.double() @ basis
         # The previous potentials may be worse than none once the clouds have changed altogether
         if not problem.objective(start)[0] >= problem.objective(torch.zeros_like(start))[0]:
             start = torch.zeros_like(start)
@@ -129,7 +132,7 @@ class DualPotentials(nn.Module):
         value, _ = _dual_value(u, v, problem.cost, self.entropic_reg)
         # Splits the constant so that both potentials have the same mean
         self.offsets.copy_(0.5 * value - torch.stack([u.mean(), v.mean()]))
-        self.coefficients.copy_(coefficients)
+        self.coefficients.copy_(coefficients @ basis.T)
         self.n_fits += 1
         self.n_not_converged += not converged
         return DualFit(value * self.cost_scale, n_steps, converged)
@@ -167,6 +170,17 @@ class DualPotentials(nn.Module):
         check_samples(x, x if y is None else y)
         if x.shape[1] != len(self.center):
             raise ValueError(f"x must have dim={len(self.center)} columns, got shape {tuple(x.shape)}")
+
+
+def _row_basis(features: Tensor) -> Tensor:
+    """Orthonormal directions (F, r) in which coefficients of samples (n, F) lie, r = min(n, F).
+
+    The ridge keeps them zero in all others, so that nothing is lost where there are fewer samples than features.
+    """
+    n, n_features = features.shape
+    if n >= n_features:
+        return torch.eye(n_features, dtype=features.dtype, device=features.device)
+    return torch.linalg.qr(features.T)[0]
 
 
 class _DualProblem(NamedTuple):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sb3_wng.geometry import DualPotentials, sinkhorn_distance, total_variation
+from sb3_wng.geometry import DualPotentials, dual_potentials, sinkhorn_distance, total_variation
 from sb3_wng.geometry.dual_potentials import _newton
 from sb3_wng.geometry.transport import cost_matrix
 
@@ -474,3 +474,25 @@ def test_total_variation_of_equal_and_of_disjoint_laws():
 def test_total_variation_needs_equal_shapes():
     with pytest.raises(ValueError, match="p and q must both be"):
         total_variation(torch.ones(2, 3), torch.ones(2, 2))
+
+
+def test_few_samples_in_many_dimensions_have_the_same_potentials_by_a_smaller_system(monkeypatch):
+    """Newton's steps in the span of the samples' features end where those on all coefficients do."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(6, 150, generator=generator), torch.randn(4, 150, generator=generator) + 0.5
+    sizes = []
+
+    def spy(problem, start, *args):
+        sizes.append(start.shape[1])
+        return _newton(problem, start, *args)
+
+    monkeypatch.setattr(dual_potentials, "_newton", spy)
+    small, whole = DualPotentials(150, n_features=60, tolerance=1e-12), DualPotentials(150, n_features=60, tolerance=1e-12)
+    fits = [small.fit(x, y), small.fit(x + 0.1, y)]
+    monkeypatch.setattr(dual_potentials, "_row_basis", lambda features: torch.eye(features.shape[1], dtype=torch.float64))
+    for fit, points in zip(fits, (x, x + 0.1), strict=True):
+        torch.testing.assert_close(whole.fit(points, y).value, fit.value, rtol=1e-8, atol=0)
+    torch.testing.assert_close(small.coefficients, whole.coefficients, rtol=1e-5, atol=1e-8)
+    elsewhere = torch.randn(20, 150, generator=generator)
+    torch.testing.assert_close(small(elsewhere), whole(elsewhere))
+    assert sizes == [10, 10, 210, 210]
