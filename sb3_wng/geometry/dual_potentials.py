@@ -180,7 +180,8 @@ def _row_basis(features: Tensor) -> Tensor:
     n, n_features = features.shape
     if n >= n_features:
         return torch.eye(n_features, dtype=features.dtype, device=features.device)
-    return torch.linalg.qr(features.T)[0]
+    basis: Tensor = torch.linalg.qr(features.T)[0]
+    return basis
 
 
 class _DualProblem(NamedTuple):
