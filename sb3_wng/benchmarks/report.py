@@ -104,8 +104,13 @@ def learning_section(experiment: Experiment, folder: Path) -> str:
         parts += score_parts(experiment, scores(runs, experiment, read_constants(folder)))
         by_area = replace(experiment, saturating=tuple(experiment.environments))
         others = [name for name in experiment.environments if name not in experiment.saturating]
-        claims = claims_of_tasks(experiment, scores(runs, by_area, read_constants(folder)), others)
-        parts += ["The same of areas under the curve, where the score is of the final return:", bullets(claims)]
+        areas = scores(runs, by_area, read_constants(folder))
+        table, claims = aggregate(experiment, areas)
+        parts.append(
+            "The same of areas under the curve, for how fast methods learn: over the same tasks (added after the runs were "
+            "seen), and on tasks whose score above is of the final return:"
+        )
+        parts += [*table, bullets(claims + claims_of_tasks(experiment, areas, others))]
         parts += [
             f"Median minutes until returns reach a score of {THRESHOLD}, and in how many runs they do (*never*: in fewer than "
             "half; runs that were suspended meanwhile have no clock and are left out):",
@@ -165,35 +170,47 @@ def error_table(experiment: Experiment, runs: pd.DataFrame) -> str:
 
 def score_parts(experiment: Experiment, table: pd.DataFrame) -> list[str]:
     """Aggregate scores and paired differences over tasks, and the claims that they and single tasks allow."""
-    environments = aggregated_tasks(table, experiment)
-    complete, tasks = samples(table, experiment.methods, environments), " and ".join(map(figures.short, environments))
     saturating = "".join(f", of the area under the curve for {figures.short(name)}" for name in experiment.saturating)
     parts = [
         f"Scores are (return - random) / (reference - random), both from [{CONSTANTS}]({CONSTANTS}){saturating}. "
         "Intervals are 95 % bootstrap intervals, not corrected for the number of pairs."
     ]
-    if complete:
-        aggregates = pd.DataFrame("", index=list(experiment.methods), columns=["score"])
-        for method, values in complete.items():
-            aggregates.loc[method, "score"] = interval(interquartile_mean(values))
-        differences = pd.DataFrame(
-            "", index=list(experiment.methods), columns=[f"less {name}" for name in experiment.baselines]
-        )
-        for method, baseline, estimate in paired_estimates(experiment, complete):
-            differences.loc[method, f"less {baseline}"] = interval(estimate)
-        parts += [
+    aggregates, claims = aggregate(experiment, table)
+    if aggregates:
+        tasks = listed(map(figures.short, aggregated_tasks(table, experiment)))
+        parts.append(
             f"Interquartile mean over {tasks} and all seeds, and mean differences from the baselines paired by task and seed, "
-            "stratified by task:",
-            markdown(aggregates.join(differences)),
-        ]
-    claims = [f"{tasks}: {claim}" for claim in clear_differences(experiment, complete)]
-    claims += claims_of_tasks(experiment, table, experiment.environments)
+            "stratified by task:"
+        )
     parts += [
+        *aggregates,
         f"Differences of scores, paired by seed, with {MIN_PAIRS} seeds or more, whose interval excludes zero, among what is "
         "finished:",
-        bullets(claims),
+        bullets(claims + claims_of_tasks(experiment, table, experiment.environments)),
     ]
     return parts
+
+
+def aggregate(experiment: Experiment, table: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Scores over all finished tasks and their differences from the baselines, if there are any, and the claims they allow."""
+    environments = aggregated_tasks(table, experiment)
+    complete = samples(table, experiment.methods, environments)
+    if not complete:
+        return [], []
+    columns = ["score", *(f"less {name}" for name in experiment.baselines)]
+    aggregates = pd.DataFrame("", index=list(experiment.methods), columns=columns)
+    for method, values in complete.items():
+        aggregates.loc[method, "score"] = interval(interquartile_mean(values))
+    for method, baseline, estimate in paired_estimates(experiment, complete):
+        aggregates.loc[method, f"less {baseline}"] = interval(estimate)
+    tasks = listed(map(figures.short, environments))
+    return [markdown(aggregates)], [f"{tasks}: {claim}" for claim in clear_differences(experiment, complete)]
+
+
+def listed(names: Iterable[str]) -> str:
+    """``a, b and c``"""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def claims_of_tasks(experiment: Experiment, table: pd.DataFrame, environments: Iterable[str]) -> list[str]:
