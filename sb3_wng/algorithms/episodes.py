@@ -168,7 +168,7 @@ class Episode:
             mask=mask[None],
             final_observations=observations[-1:],
         )
-        point: NDArray[np.float32] = embedding(trajectories)[0].numpy().astype(np.float32)
+        point: NDArray[np.float32] = embedding(trajectories)[0].detach().cpu().numpy().astype(np.float32)
         return point
 
 

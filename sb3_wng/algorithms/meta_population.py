@@ -41,7 +41,7 @@ class MetaPopulation(nn.Module):
     def check_out(self, index: int, policy: EvolutionPolicy) -> None:
         """Make a parent the policy."""
         self._before = policy.parameters_to_vector().copy(), copy.deepcopy(policy.optimizer.state_dict())
-        policy.load_from_vector(self.parameter_vectors[index].numpy())
+        policy.load_from_vector(self.parameter_vectors[index].numpy().copy())  # the parameters will be views of it
         policy.optimizer.load_state_dict(copy.deepcopy(self.optimizers[index]))
 
     def put_back(self, policy: EvolutionPolicy) -> None:
@@ -61,5 +61,5 @@ class MetaPopulation(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.parameter_vectors = [vector.cpu() for vector in state["vectors"]]
-        self.optimizers = state["optimizers"]
-        self.embeddings = state["embeddings"]
+        self.optimizers = list(state["optimizers"])
+        self.embeddings = [None if embedding is None else embedding.cpu() for embedding in state["embeddings"]]

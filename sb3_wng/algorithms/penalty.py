@@ -193,12 +193,13 @@ class BehaviorPenalty(nn.Module):
 
     def signal(self, points: th.Tensor) -> th.Tensor:
         """What to take from the advantages of each window, shape (n,); its points (n, d) are what the next rollout meets."""
-        target = self.memory.points if self.reference is None else self.reference.to(points)
+        target = self.memory.points if self.reference is None else self.reference
         self.memory.points = points if self.reference is None else None
         if target is None:  # the first rollout
             self.standing = None
             return th.zeros_like(points[:, 0])
         check_dimensions(points.shape[1], target.shape[1])
+        target = target.to(points)
         unit = max(spread(th.cat([points, target])), 1e-12)
         self.standing = Standing(self.samples.value(points, target).item(), unit)
         potential = self.samples.potential(points, target)

@@ -152,7 +152,7 @@ class _Rollout:
         batch = model._policy_batch(buffer._get_samples(np.arange(buffer.buffer_size * buffer.n_envs)))
         self._unit = max(batch.old_law.spread().item(), 1e-12)
         self._estimate = policy_gradient(model.policy, model.actor_parameters, batch)
-        windows = cut_windows(buffer.episode_starts.astype(bool), horizon).to(buffer.device)
+        windows = cut_windows(buffer.episode_starts.astype(bool), horizon)
         self.whole = _View(th.arange(len(batch.advantages)), th.arange(len(windows.mask)), batch, self._estimate.gradient)
         environment, step = np.divmod(np.arange(len(batch.advantages)), buffer.buffer_size)
         half = th.from_numpy((step >= buffer.buffer_size // 2) ^ (environment % 2 == 1))

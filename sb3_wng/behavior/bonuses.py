@@ -42,10 +42,10 @@ class _Memory(nn.Module):
     def update(self, current: Tensor, candidates: Tensor | None = None) -> None:
         """:raises ValueError: for embeddings of another dimension than the ones kept"""
         if len(self.embeddings) == 0:
-            self.embeddings = current.new_zeros(0, current.shape[1])
+            self.embeddings = current.new_zeros(0, current.shape[1], device="cpu")
         if current.shape[1] != self.embeddings.shape[1]:
             raise ValueError(f"embeddings must have {self.embeddings.shape[1]} columns as before, got {current.shape[1]}")
-        kept = torch.cat([self.embeddings, current.detach().cpu()])
+        kept = torch.cat([self.embeddings.cpu(), current.detach().cpu()])
         self.embeddings = kept if self.size is None else kept[-self.size :]
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
@@ -140,7 +140,7 @@ class WassersteinBonus(_Memory):
 
     def _dual_potential(self, x: Tensor, y: Tensor) -> Tensor:
         # fitted from zero: the solution is a function of the samples, and there is nothing to save
-        potentials = DualPotentials(x.shape[1], self.n_features, self.entropic_reg, cost=self.cost)
+        potentials = DualPotentials(x.shape[1], self.n_features, self.entropic_reg, cost=self.cost).to(x.device)
         potentials.fit(x, y)
         potential: Tensor = potentials(x)
         return potential
@@ -165,6 +165,7 @@ class NoveltyBonus(_Memory):
     def forward(self, embeddings: Tensor) -> Tensor:
         if len(self.embeddings) == 0:
             return torch.zeros_like(embeddings[:, 0])
-        distances = torch.cdist(embeddings.double(), self.embeddings.double(), compute_mode="donot_use_mm_for_euclid_dist")
+        kept = self.embeddings.to(embeddings.device, torch.float64)
+        distances = torch.cdist(embeddings.double(), kept, compute_mode="donot_use_mm_for_euclid_dist")
         nearest = distances.topk(min(self.n_neighbors, distances.shape[1]), largest=False).values
         return nearest.mean(dim=1).to(embeddings.dtype)

@@ -95,7 +95,7 @@ class PerTrajectory:
 
     def __call__(self, trajectories: Trajectories) -> Tensor:
         """:raises ValueError: naming the function, for points that are not finite vectors of one length"""
-        points = [torch.as_tensor(np.asarray(self.function(on_cpu(part)), dtype=np.float64)) for part in trajectories]
+        points = [_as_numbers(self.function(on_cpu(part))) for part in trajectories]
         shapes = {tuple(point.shape) for point in points}
         if len(shapes) > 1 or any(len(shape) > 1 for shape in shapes):
             raise ValueError(
@@ -107,6 +107,10 @@ class PerTrajectory:
             row = int((~torch.isfinite(embeddings)).any(dim=1).nonzero()[0])
             raise ValueError(f"embedding {self.name!r} returned non-finite numbers: {embeddings[row].tolist()}")
         return embeddings.to(trajectories.observations)
+
+
+def _as_numbers(value: Any) -> Tensor:
+    return value.detach().cpu().double() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value, dtype=np.float64))
 
 
 def on_cpu(trajectory: Trajectory) -> Trajectory:

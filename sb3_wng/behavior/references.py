@@ -153,11 +153,12 @@ def _windows(trajectories: Sequence[Trajectory], horizon: int) -> Trajectories:
 
 
 def _cut(trajectory: Trajectory, horizon: int) -> Iterator[Trajectory]:
-    observations, actions, rewards = (torch.as_tensor(part, dtype=torch.float32) for part in trajectory[:3])
+    observations, actions, rewards = (torch.as_tensor(part, dtype=torch.float32).cpu() for part in trajectory[:3])
+    last = None if trajectory.final_observation is None else torch.as_tensor(trajectory.final_observation).float().cpu()
     n_steps = len(rewards)
     if n_steps == 0:
         raise ValueError("reference: every Trajectory needs at least one step")
     for start in range(0, n_steps, horizon):
         end = min(start + horizon, n_steps)
-        final = trajectory.final_observation if end == n_steps else observations[end]
+        final = last if end == n_steps else observations[end]
         yield Trajectory(observations[start:end], actions[start:end], rewards[start:end], final)

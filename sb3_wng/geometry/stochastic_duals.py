@@ -112,7 +112,7 @@ class KernelDual(nn.Module):
         # the number of centres grows: take over the saved shapes
         for name in ("x", "y", "coefficients"):
             if f"{prefix}{name}" in state_dict:
-                setattr(self, name, torch.empty_like(state_dict[f"{prefix}{name}"]))
+                setattr(self, name, torch.empty_like(state_dict[f"{prefix}{name}"], device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -141,7 +141,7 @@ class SinkhornDual(nn.Module):
         self.entropic_reg, self.smoothing = entropic_reg, smoothing
         self.register_buffer("costs", costs)
         self.register_buffer("target", _smooth(target, smoothing))
-        self.register_buffer("potential", torch.zeros(len(costs), dtype=torch.float64))
+        self.register_buffer("potential", torch.zeros_like(costs[:, 0]))
 
     @torch.no_grad()
     def update(self, indices: Tensor) -> None:
@@ -188,8 +188,8 @@ class AlternatingDual(nn.Module):
         self.register_buffer("costs", costs)
         # G starts at a total of at most 1, where the exponential does no harm
         start = -0.5 * entropic_reg * math.log(costs.numel())
-        self.register_buffer("a", torch.full((len(costs),), start, dtype=torch.float64))
-        self.register_buffer("b", torch.full((costs.shape[1],), start, dtype=torch.float64))
+        self.register_buffer("a", torch.full_like(costs[:, 0], start))
+        self.register_buffer("b", torch.full_like(costs[0], start))
 
     @torch.no_grad()
     def update(self, indices: Tensor, target_indices: Tensor) -> None:
@@ -246,14 +246,14 @@ class SemiDiscreteDual(nn.Module):
         check_positive(entropic_reg=entropic_reg, rate=rate)
         check_samples(atoms, atoms)
         cost_matrix(torch.zeros(1, 1), torch.zeros(1, 1), cost)
-        weights = torch.ones(len(atoms)) if weights is None else weights
+        weights = atoms.new_ones(len(atoms)) if weights is None else weights.to(atoms.device)
         if weights.shape != (len(atoms),) or not (weights > 0).all():
             raise ValueError(f"weights must be {len(atoms)} numbers > 0, one for each atom")
         self.entropic_reg, self.rate, self.cost = entropic_reg, rate, cost
         self.register_buffer("atoms", atoms.double())
         self.register_buffer("weights", (weights / weights.sum()).double())
-        self.register_buffer("iterate", torch.zeros(len(atoms), dtype=torch.float64))
-        self.register_buffer("average", torch.zeros(len(atoms), dtype=torch.float64))
+        self.register_buffer("iterate", torch.zeros_like(self.weights))
+        self.register_buffer("average", torch.zeros_like(self.weights))
         self.register_buffer("n_batches", torch.zeros(()))
 
     @torch.no_grad()
@@ -288,4 +288,4 @@ def _check_discrete(costs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"costs must be a finite matrix (n, m), got shape {tuple(costs.shape)}")
     if target.shape != costs.shape[1:] or not (torch.isfinite(target).all() and (target >= 0).all() and target.sum() > 0):
         raise ValueError(f"target must be {costs.shape[1]} finite numbers >= 0, not all zero, got shape {tuple(target.shape)}")
-    return costs.double(), target.double()
+    return costs.double(), target.to(costs.device).double()

@@ -1,5 +1,6 @@
 """Evolution strategies: the estimate, the loop's promises, and what every slot adds."""
 
+import copy
 import math
 
 import gymnasium as gym
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -668,3 +670,21 @@ def test_arguments_that_only_workers_read_are_warned_of():
         ES("MlpPolicy", "CartPole-v1", episode_timeout=3.0)
     with pytest.warns(UserWarning, match="ray_address has no effect"):
         ES("MlpPolicy", "CartPole-v1", n_jobs=2, ray_address="auto")
+
+
+def test_models_that_exchange_parameters_share_nothing():
+    settings = {"n_parents": 2, **SMALL}
+    one, other = NSRES("MlpPolicy", "CartPole-v1", **settings).learn(400), NSRES("MlpPolicy", "CartPole-v1", **settings)
+    other.set_parameters(one.get_parameters())
+    before = copy.deepcopy(one.parents.get_extra_state())
+    other.learn(400)
+    torch.testing.assert_close(one.parents.get_extra_state(), before, rtol=0, atol=0)
+
+
+def test_loaded_models_are_where_new_ones_are(tmp_path, monkeypatch):
+    ES("MlpPolicy", "CartPole-v1", **SMALL).save(tmp_path / "es")
+    asked = []
+    monkeypatch.setattr(BaseAlgorithm, "load", classmethod(lambda cls, path, env, device, **_: asked.append(str(device))))
+    ES.load(tmp_path / "es")
+    ES.load(tmp_path / "es", device="auto")
+    assert asked == ["cpu", "auto"]

@@ -93,3 +93,5 @@ def test_functions_get_trajectories_that_numpy_can_read(trajectories):
     )
     points = make_embedding(lambda trajectory: np.asarray(trajectory.observations)[-1, 0])(attached)
     assert points.shape == (2, 1)
+    attached_points = make_embedding(lambda trajectory: (attached.observations * 2).sum())(attached)
+    assert not attached_points.requires_grad
