@@ -54,8 +54,8 @@ class BGWNPG(NaturalPolicyGradient):
     :param step_size: Rate of ``step_rule="fixed_rate"``, a float or a schedule; usually 0.05 to 0.4
     :param n_policy_updates: Natural steps per rollout, which share the trust region (each gets ``1/n**2`` of the
         radius)
-    :param policy_batch_size: Minibatch size of the policy's steps; ``None``: the whole rollout. Minibatches only make
-        sense with the other two step rules
+    :param policy_batch_size: Minibatch size of the penalised epochs, and of the steps of the other two rules (the trust
+        region's is always on the whole rollout); ``None``: the whole rollout
     :param cg_max_steps: Largest number of conjugate-gradient steps per solve, usually 5 to 25
     :param cg_damping: Damping of the metric, in its own (relative) units; usually 0.01 to 0.3, and up to 10 where rollouts
         of a good policy hardly show some states
@@ -70,8 +70,8 @@ class BGWNPG(NaturalPolicyGradient):
     :param n_basis: Basis functions of the kernel metric, usually 50 or more
     :param log_bandwidth: log10 of the kernel's bandwidth in units of the mean squared distance between samples;
         usually 0 to 1
-    :param embedding: What the kernel metric calls behaviour. ``"actions"``: the action, given the state;
-        ``"action_sequence"``, ``"final_state"``, ``"reward_to_go"``, ``"state_visitation"``, ``"state_sequence"`` or a
+    :param embedding: What the kernel metric calls behaviour and the penalty compares. ``"actions"``: the action, given the
+        state; ``"action_sequence"``, ``"final_state"``, ``"reward_to_go"``, ``"state_visitation"``, ``"state_sequence"`` or a
         function of one :class:`~sb3_wng.behavior.Trajectory`: windows of the rollout; ``"actions_and_values"``: the released
         code's
     :param embedding_horizon: Steps per window of a trajectory; a rollout should hold twice ``n_basis`` windows
@@ -95,7 +95,8 @@ class BGWNPG(NaturalPolicyGradient):
     :param actor_learning_rate: Learning rate of these epochs (and of ``step_rule="optimizer"``), a float or a schedule;
         usually 1e-4 to 3e-4. ``None``: ``learning_rate``
     :param normalize_advantage: Standardise the advantages over the rollout
-    :param max_grad_norm: Largest norm of a direction handed to the optimiser (``step_rule="optimizer"``)
+    :param max_grad_norm: Largest norm of a gradient of the penalised epochs, and of a direction handed to the optimiser
+        (``step_rule="optimizer"``)
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE (-1: only at the start of a
         rollout)

@@ -20,7 +20,7 @@ class NSRES(EvolutionStrategy):
     Novelty is the mean distance to the nearest behaviours in an archive, which every updated parent joins.
 
     Paper: https://arxiv.org/abs/1712.06560 (Conti et al., NeurIPS 2018), Alg. 1.
-    Departure: one parent instead of five by default.
+    Departures by default: one parent instead of five, standardised values instead of centred ranks.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, LinearPolicy, ToeplitzPolicy,
         ImplicitPolicy or a class)

@@ -30,8 +30,8 @@ class WNPG(NaturalPolicyGradient):
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy or a class)
     :param env: The environment to learn from (if registered in Gymnasium, can be str)
-    :param learning_rate: Learning rate of the critic's Adam; a float or a schedule of the remaining progress (1 to
-        0). Usually 3e-4 to 1e-3
+    :param learning_rate: Learning rate of the critic's Adam, and of the actor's with ``step_rule="optimizer"``; a float or a
+        schedule of the remaining progress (1 to 0). Usually 3e-4 to 1e-3
     :param n_steps: Steps per environment and rollout, which holds ``n_steps * n_envs`` transitions, usually 1024 or
         2048
     :param batch_size: Minibatch size of the critic's updates

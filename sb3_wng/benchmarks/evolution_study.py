@@ -175,8 +175,8 @@ POINT_WALL = Study(
     behavior={"embedding": "final_state"},
     notes="*Ours*: utilities instead of standardised returns, observations of unit variance, a learning rate that falls from "
     "0.1 to 0.02, and a repulsion that is gone after 30 % of the steps, chosen on other seeds; the last two rows have one of "
-    "the first two alone. *Published noise*: a tenth per parameter, and the released code's score, which is a density of "
-    "visited behaviour.",
+    "the first two alone. *Published noise*: a standard deviation of 0.01 per parameter, a tenth of the others'; *released "
+    "score*: the released code's bonus, minus a density of visited behaviour.",
 )
 ANT_WALL = Study(
     "AntWall-v0",

@@ -149,11 +149,11 @@ def section(folder: Path) -> str:
         for name, quantity in (("rollout", "on_rollout"), ("first steps", "on_first_steps"))
     }
     table = pd.DataFrame(columns).rename(index="to {:,} steps".format)
-    last = rows.dropna(subset="falls").groupby("damping")[["falls", "early_falls"]].sum().astype(int)
+    counts = rows.dropna(subset="falls").astype({"falls": int, "early_falls": int})
     n_seeds = rows.seed.nunique()
     falls = ", ".join(
-        f"{row.falls} fell with damping {damping:g} ({row.early_falls} within {EARLY} steps)"
-        for damping, row in last.iterrows()
+        f"{part.falls.sum()} fell with damping {damping:g} (by seed, {_early(part)} within {EARLY} steps)"
+        for damping, part in counts.groupby("damping")
     )
     return SECTION.format(
         csv=CSV,
@@ -163,6 +163,10 @@ def section(folder: Path) -> str:
         n_episodes=n_seeds * N_EPISODES,
         falls=falls,
     )
+
+
+def _early(falls: pd.DataFrame) -> str:
+    return " and ".join(f"{early} of {total}" for early, total in zip(falls.early_falls, falls.falls, strict=True))
 
 
 def main() -> None:
