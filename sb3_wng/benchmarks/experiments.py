@@ -223,7 +223,8 @@ DETERMINISTIC_OPTIMUM = Experiment(
     "(`sb3_wng.benchmarks.linear_quadratic`: minus the return of an episode is its error, exploration included; "
     "linear policy, no critic, 512 steps per rollout, no VecNormalize). Rates: WNPG and the same with the Fisher metric take "
     "steps of a fixed rate on raw advantages with a cap of 0.5 on the KL divergence (a step past it is halved: rates of 0.2 "
-    "and 0.4 are mostly the same runs); with a `std_weight` of 2 the spread moves half as fast, as in the Fisher metric. Radii: trust regions of WNPG, NPG and TRPO, in KL summed over the action "
+    "and 0.4 are mostly the same runs); with a `std_weight` of 2 the spread moves "
+    "half as fast, as in the Fisher metric. Radii: trust regions of WNPG, NPG and TRPO, in KL summed over the action "
     "dimensions (TRPO's argument is half of it; WNPG's radius is what has that KL while the spreads are equal). PPO has "
     "several learning rates and otherwise SB3's defaults. WNPG's rates below 0.05, its radii and its `std_weight` were added "
     "after the others had been seen.",
