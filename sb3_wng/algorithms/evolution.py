@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
@@ -382,9 +382,11 @@ class EvolutionStrategy(BaseAlgorithm):
         self.logger.dump(step=self.num_timesteps)
 
     @classmethod
-    def load(cls, path: Any, env: GymEnv | None = None, device: th.device | str = "cpu", *args: Any, **kwargs: Any) -> Self:
+    def load(  # type: ignore[override]
+        cls: type[SelfEvolutionStrategy], path: Any, env: GymEnv | None = None, device: th.device | str = "cpu", **kwargs: Any
+    ) -> SelfEvolutionStrategy:
         """As every SB3 algorithm's, but on the CPU unless told otherwise, as the constructor."""
-        return super().load(path, env, device, *args, **kwargs)
+        return super().load(path, env, device, **kwargs)
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         slots = {

@@ -23,7 +23,7 @@ from stable_baselines3.common.utils import explained_variance, update_learning_r
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_wng.algorithms.action_laws import action_law, actor_and_critic_parameters
-from sb3_wng.algorithms.arguments import check_policy_gradient_arguments, make_schedule
+from sb3_wng.algorithms.arguments import check_policy_gradient_arguments, make_schedule, minibatch_size
 from sb3_wng.algorithms.guidance import begin_penalty, embed_reference, end_penalty, make_penalty
 from sb3_wng.algorithms.penalty import BehaviorPenalty
 from sb3_wng.algorithms.policy_metrics import policy_metrics
@@ -242,7 +242,7 @@ class NaturalPolicyGradient(BoundedProgress):
         if self.penalty is not None:
             batch = begin_penalty(self, self.penalty, batch)
         reports = []
-        batch_size = None if self.step_rule == "trust_region" else self.policy_batch_size
+        batch_size = minibatch_size(self)
         for _ in range(self.n_policy_updates):
             for index in minibatches(len(batch.advantages), batch_size, self.device):
                 reports.append(self._policy_step(batch if batch_size is None else batch.rows(index), unit))

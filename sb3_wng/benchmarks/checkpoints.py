@@ -33,7 +33,7 @@ def only_one(path: Path) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(path.with_name(f".{path.name}.study"), timeout=0):
+        with FileLock(path.with_name(f".{path.name}.study.lock"), timeout=0):
             yield
     except Timeout:
         raise RuntimeError(

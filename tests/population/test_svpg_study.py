@@ -14,10 +14,11 @@ import torch
 from matplotlib.figure import Figure
 
 from sb3_wng import SVPG
-from sb3_wng.benchmarks import svpg_report, svpg_study
+from sb3_wng.benchmarks import svpg_report, svpg_speed, svpg_study
 from sb3_wng.benchmarks.checkpoints import only_one
 from sb3_wng.benchmarks.cross_entropy import CrossEntropy, refit
 from sb3_wng.benchmarks.records import append_records
+from sb3_wng.envs import make_batched
 from sb3_wng.population import AnnealedTemperature
 
 SETTINGS = {(name, label): s for name, table in svpg_study.experiments().items() for label, s in table.items()}
@@ -258,3 +259,25 @@ def test_unknown_settings_are_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         study("--algorithms", "svgp", monkeypatch=monkeypatch)
     assert "weights has no ['svgp']; it has ['svpg'" in capsys.readouterr().err
+
+
+def test_speeds_are_measured_and_written(monkeypatch, tmp_path):
+    monkeypatch.setattr(svpg_speed, "N_STEPS", 5)
+    monkeypatch.setattr(svpg_speed, "N_OFF_POLICY", 700)
+    monkeypatch.setattr(svpg_speed, "make_model", lambda setting, *rest: small_model(setting))
+    monkeypatch.setattr(svpg_speed, "stein_seconds", lambda n, p: n * p * 1e-9)
+    monkeypatch.setattr("sys.argv", ["svpg_speed", "--output", str(tmp_path / "speed.csv")])
+    svpg_speed.main()
+    rows = pd.read_csv(tmp_path / "speed.csv").set_index("quantity")
+    assert (rows.value[rows.unit == "steps/s"] > 0).all()
+    assert len(rows) == 13
+
+
+def small_model(setting):
+    arguments = {**setting.arguments, "n_particles": 2, "policy_kwargs": {"net_arch": [4]}}
+    env = make_batched(svpg_study.SWING_UP, 4, seed=0)
+    return SVPG("MlpPolicy", env, n_steps=10, seed=0, device="cpu", **arguments)
+
+
+def test_stein_directions_take_time():
+    assert 0 < svpg_speed.stein_seconds(4, 100) < svpg_speed.stein_seconds(64, 100_000)
