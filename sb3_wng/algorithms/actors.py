@@ -61,7 +61,8 @@ class NumpyActor:
     def __init__(self, policy: EvolutionPolicy, parameters: NDArray[np.float32]) -> None:
         self._policy = policy
         self._activation = ACTIVATIONS[type(policy.activation)]
-        values = dict(zip((name for name, _ in policy.named_parameters()), _split(policy, parameters), strict=True))
+        values = {name: parameter.detach().cpu().numpy()[None] for name, parameter in policy.named_parameters()}
+        values.update(_split(policy, parameters))
         self._layers = []
         for i, layer in enumerate(policy.layers):
             weight = values[f"layers.{i}.weight"]
@@ -99,9 +100,10 @@ class TorchActor:
         self._policy = policy
         policy.set_training_mode(False)
         # each row has its own memory: the last bit of a product may depend on how its operands are aligned
-        parts = [[th.tensor(values, device=policy.device) for values in part] for part in _split(policy, parameters)]
-        names = [name for name, _ in policy.named_parameters()]
-        self._rows = [dict(zip(names, values, strict=True)) for values in zip(*parts, strict=True)]
+        parts = _split(policy, parameters)
+        self._rows = [
+            {name: th.tensor(part[b], device=policy.device) for name, part in parts.items()} for b in range(len(parameters))
+        ]
 
     @th.no_grad()
     def __call__(self, observations: Any, generators: Sequence[np.random.Generator]) -> NDArray[Any]:
@@ -136,9 +138,9 @@ def finish(policy: EvolutionPolicy, outputs: NDArray[np.float32], generators: Se
     return policy.to_actions(outputs)
 
 
-def _split(policy: EvolutionPolicy, parameters: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    """Vectors (B, p) as one array (B, ...) per parameter of the policy."""
-    shapes = [tuple(parameter.shape) for parameter in policy.parameters()]
-    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
+def _split(policy: EvolutionPolicy, parameters: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    """Vectors (B, p) as one array (B, ...) per trained parameter of the policy, by name."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in policy.trained.items()}
+    ends = np.cumsum([int(np.prod(shape)) for shape in shapes.values()])
     pieces = np.split(np.asarray(parameters, dtype=np.float32), ends[:-1], axis=1)
-    return [piece.reshape(len(parameters), *shape) for piece, shape in zip(pieces, shapes, strict=True)]
+    return {name: part.reshape(len(parameters), *shapes[name]) for name, part in zip(shapes, pieces, strict=True)}

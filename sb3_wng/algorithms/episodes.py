@@ -15,6 +15,7 @@ from stable_baselines3.common.preprocessing import is_image_space, maybe_transpo
 from sb3_wng.algorithms.evaluation import Candidate, Generation, Outcome, candidate_parameters
 from sb3_wng.algorithms.evolution_policies import EvolutionPolicy
 from sb3_wng.behavior import BehaviorEmbedding, Trajectories, flat_actions, flat_observations
+from sb3_wng.behavior.embeddings import ActionSequence, Checked, RewardToGo, StateSequence
 
 Observation = Any  # one array, or a dict of them
 
@@ -159,7 +160,8 @@ class Episode:
         observations = flat_observations(_stack(kept), self._policy.observation_space)
         actions = flat_actions(np.stack(self._actions), self._policy.action_space)
         rewards = th.tensor(self._rewards, dtype=th.float32)
-        n_padded = (self._horizon or n_steps) - n_steps
+        is_padded = isinstance(embedding, ActionSequence | RewardToGo | StateSequence | Checked)
+        n_padded = self._horizon - n_steps if is_padded and self._horizon is not None else 0
         mask = th.arange(n_steps + n_padded) < n_steps
         trajectories = Trajectories(
             observations=_pad(observations[:-1], n_padded),

@@ -13,24 +13,31 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import safe_mean
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from sb3_wng.algorithms.arguments import make_schedule
 from sb3_wng.algorithms.evaluation import Candidate, Evaluator, Generation, Outcome, WorkerLostError, noise, stack_embeddings
-from sb3_wng.algorithms.evolution_arguments import check_evolution_arguments, default_horizon
+from sb3_wng.algorithms.evaluators import make_evaluator
+from sb3_wng.algorithms.evolution_arguments import check_evolution_arguments
 from sb3_wng.algorithms.evolution_policies import EvolutionPolicy, ImplicitPolicy, LinearPolicy, ToeplitzPolicy
 from sb3_wng.algorithms.meta_population import MetaPopulation
 from sb3_wng.algorithms.search_direction import antithetic_gradient, clip_direction, natural_direction, shape_fitness
 from sb3_wng.algorithms.step_counter import StepCounter
 from sb3_wng.algorithms.vec_env_evaluator import EnvironmentRaised, VecEnvEvaluator
-from sb3_wng.behavior import BehaviorEmbedding, Trajectory, make_embedding
+from sb3_wng.behavior import BehaviorEmbedding, Trajectory
 from sb3_wng.behavior.bonuses import NoveltyBonus, WassersteinBonus
 from sb3_wng.geometry import BehaviorSample, Perturbation
 from sb3_wng.optim import KernelWassersteinMetric
 
 SelfEvolutionStrategy = TypeVar("SelfEvolutionStrategy", bound="EvolutionStrategy")
+
+# What a strategy may have beside its policy, and the argument that says whether it has
+SLOTS = dict(
+    kernel_metric="natural_coef", wasserstein_bonus="wasserstein_coef", novelty_bonus="novelty_weight", parents="n_parents"
+)
 
 
 class EvolutionStrategy(BaseAlgorithm):
@@ -132,11 +139,11 @@ class EvolutionStrategy(BaseAlgorithm):
         self.ray_address = ray_address
         self.episode_timeout = episode_timeout
         self._root_seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
-        check_evolution_arguments(self)
         if _init_setup_model:
             self._setup_model()
 
     def _setup_model(self) -> None:
+        check_evolution_arguments(self)  # here and not above: load() gives arguments, too
         self._setup_lr_schedule()
         self.delta_std_schedule = make_schedule(self.delta_std)
         self.set_random_seed(self.seed)
@@ -185,7 +192,7 @@ class EvolutionStrategy(BaseAlgorithm):
         total_timesteps, callback = self._setup_learn(total_timesteps, callback, reset_num_timesteps, name, progress_bar)
         callback.on_training_start(locals(), globals())
         counter = StepCounter(self, callback)
-        evaluator = self._make_evaluator(counter)
+        evaluator = make_evaluator(self, counter)
         try:
             while self.num_timesteps < total_timesteps:
                 self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
@@ -197,27 +204,6 @@ class EvolutionStrategy(BaseAlgorithm):
             evaluator.close()
         callback.on_training_end()
         return self
-
-    def _make_evaluator(self, counter: StepCounter) -> Evaluator:
-        assert self.env is not None
-        embedding = make_embedding(self.embedding) if self.uses_embedding else None
-        horizon = self.embedding_horizon
-        if embedding is not None and horizon is None:
-            horizon = default_horizon(embedding, self.env)
-        if self.n_jobs == 1 and self.backend == "loky":
-            return VecEnvEvaluator(self.env, self.policy, embedding, horizon, counter)
-        from sb3_wng.algorithms.workers import make_worker_evaluator
-
-        return make_worker_evaluator(
-            self.policy,
-            self.env,
-            embedding,
-            horizon,
-            n_jobs=self.n_jobs,
-            backend=self.backend,
-            ray_address=self.ray_address,
-            episode_timeout=self.episode_timeout,
-        )
 
     def _iterate(self, evaluator: Evaluator, counter: StepCounter, callback: BaseCallback) -> bool:
         """One iteration; ``False`` if a callback ended it."""
@@ -248,9 +234,12 @@ class EvolutionStrategy(BaseAlgorithm):
             for episode in range(self.n_episodes)
         ]
         candidates.append(Candidate(self.n_delta, 0, self._episode_seed(self.n_delta, 0, 0)))
+        delta_std = self.delta_std_schedule(self._current_progress_remaining)
+        if not 0 < delta_std < np.inf:
+            raise ValueError(f"delta_std must stay > 0, its schedule gives {delta_std}: let it end at a small number")
         return Generation(
             self.policy.parameters_to_vector().copy(),
-            self.delta_std_schedule(self._current_progress_remaining),
+            delta_std,
             (self._root_seed, self._n_updates, 0),
             self.policy.normalizer.statistics(),
             candidates,
@@ -355,7 +344,7 @@ class EvolutionStrategy(BaseAlgorithm):
         """Ascend by the optimiser; weight decay is decoupled from it, as in AdamW."""
         optimizer = self.policy.optimizer
         self._update_learning_rate(optimizer)
-        parameters = list(self.policy.parameters())
+        parameters = list(self.policy.trained.values())
         if self.weight_decay > 0:
             shrunk = parameters_to_vector(parameters).detach()
             rate = self.lr_schedule(self._current_progress_remaining)
@@ -386,13 +375,25 @@ class EvolutionStrategy(BaseAlgorithm):
         cls: type[SelfEvolutionStrategy], path: Any, env: GymEnv | None = None, device: th.device | str = "cpu", **kwargs: Any
     ) -> SelfEvolutionStrategy:
         """As every SB3 algorithm's, but on the CPU unless told otherwise, as the constructor."""
+        if kwargs.get("seed") is not None:
+            kwargs["_root_seed"] = kwargs["seed"]
         return super().load(path, env, device, **kwargs)
 
+    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
+        """As every SB3 algorithm's.
+
+        :raises ValueError: also for a file of a strategy with other slots filled, naming the argument that fills them
+        """
+        given = load_path_or_dict
+        if not isinstance(given, dict):
+            given = load_from_zip_file(given, load_data=False, device=device)[1]
+        own = self._get_torch_save_params()[0]
+        for slot, argument in SLOTS.items():
+            if slot in given and slot not in own:
+                raise ValueError(f"{argument} was in use when the model was saved, and cannot be switched off")
+            if slot in own and slot not in given and exact_match:
+                raise ValueError(f"{argument} was not in use when the model was saved, and cannot be switched on")
+        super().set_parameters(given, exact_match, device)
+
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        slots = {
-            "kernel_metric": self.natural_coef != 0,
-            "wasserstein_bonus": self.wasserstein_coef != 0,
-            "novelty_bonus": self.novelty_weight > 0,
-            "parents": self.n_parents > 1,
-        }
-        return ["policy", "policy.optimizer", *(name for name, is_filled in slots.items() if is_filled)], []
+        return ["policy", "policy.optimizer", *(slot for slot in SLOTS if hasattr(self, slot))], []

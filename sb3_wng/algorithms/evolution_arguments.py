@@ -6,12 +6,11 @@ import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
-from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_wng.algorithms.arguments import check_choice, check_integers, is_finite_number
 from sb3_wng.algorithms.evolution_policies import EvolutionPolicy
 from sb3_wng.algorithms.search_direction import FITNESS_SHAPINGS
-from sb3_wng.behavior import ActionSequence, BehaviorEmbedding, RewardToGo, make_embedding
+from sb3_wng.behavior import make_embedding
 from sb3_wng.behavior.bonuses import DISTANCES
 
 if TYPE_CHECKING:
@@ -41,10 +40,16 @@ def check_evolution_arguments(model: EvolutionStrategy) -> None:
         raise ValueError(f"natural_coef must be <= 1, or directions may descend, got {model.natural_coef}")
     if not (is_finite_number(model.novelty_weight) and 0 <= model.novelty_weight <= 1):
         raise ValueError(f"novelty_weight must be in [0, 1], got {model.novelty_weight!r}")
-    positive = {"damping": model.damping, "max_grad_norm": model.max_grad_norm, "delta_std": model.delta_std}
-    for name, value in {**positive, "episode_timeout": model.episode_timeout, "saturation": model.saturation}.items():
-        if not (value is None or callable(value) or (is_finite_number(value) and value > 0)):
-            raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
+    for name, other, others in (
+        ("delta_std", " or a schedule", callable(model.delta_std)),
+        ("damping", "", False),
+        ("max_grad_norm", " or None", model.max_grad_norm is None),
+        ("saturation", " or None", model.saturation is None),
+        ("episode_timeout", " or None", model.episode_timeout is None),
+    ):
+        value = getattr(model, name)
+        if not (others or (is_finite_number(value) and value > 0)):
+            raise ValueError(f"{name} must be a finite number > 0{other}, got {value!r}")
     if not (is_finite_number(model.weight_decay) and model.weight_decay >= 0):
         raise ValueError(f"weight_decay must be a finite number >= 0, got {model.weight_decay!r}")
     if not (model.env_failure == "raise" or is_finite_number(model.env_failure)):
@@ -61,38 +66,23 @@ def check_evolution_arguments(model: EvolutionStrategy) -> None:
         warnings.warn(
             f"n_basis={model.n_basis} functions are more than half of the n_delta={model.n_delta} directions that "
             "an iteration sees: the metric will be noise. Lower n_basis or raise n_delta",
-            stacklevel=5,
+            stacklevel=6,
         )
     if model.n_jobs == 1 and model.backend == "loky" and model.episode_timeout is not None:
-        warnings.warn("episode_timeout has no effect with n_jobs=1: only a worker process can be killed", stacklevel=5)
+        warnings.warn("episode_timeout has no effect with n_jobs=1: only a worker process can be killed", stacklevel=6)
     if model.backend != "ray" and model.ray_address is not None:
-        warnings.warn("ray_address has no effect with backend='loky': pass backend='ray'", stacklevel=5)
-    if model.get_vec_normalize_env() is not None and model.normalize_observations:
+        warnings.warn("ray_address has no effect with backend='loky': pass backend='ray'", stacklevel=6)
+    check_normalization(model)
+
+
+def check_normalization(model: EvolutionStrategy) -> None:
+    """:raises ValueError: for a VecNormalize that another normalisation, or failed episodes, would meet"""
+    if model.get_vec_normalize_env() is None:
+        return
+    if model.policy_kwargs.get("normalize_observations", model.normalize_observations):
         raise ValueError("normalize_observations: the environment's VecNormalize does it already; use one of the two")
-
-
-def default_horizon(embedding: BehaviorEmbedding, env: VecEnv) -> int | None:
-    """Steps that an embedding gets where the user did not say: all that the environment's time limit allows.
-
-    :raises ValueError: for an embedding with a number per step of environments without a limit
-    """
-    limit = _time_limit(env)
-    if limit is None and isinstance(embedding, ActionSequence | RewardToGo):
+    if model.env_failure != "raise":
         raise ValueError(
-            f"embedding_horizon: {type(embedding).__name__} needs the number of steps per episode, and the environment has no "
-            "time limit to take it from"
+            "env_failure: VecNormalize keeps what a failed episode has returned in its statistics, which may end up as NaN; "
+            "use normalize_observations=True in its place, or env_failure='raise'"
         )
-    return limit
-
-
-def _time_limit(env: VecEnv) -> int | None:
-    """Steps after which an episode is truncated, as the spec, a batched task, or the ``TimeLimit`` wrapper has it."""
-    for name in ("spec", "max_episode_steps", "_max_episode_steps"):
-        try:
-            value = env.get_attr(name, indices=[0])[0]
-        except AttributeError:
-            continue
-        limit = getattr(value, "max_episode_steps", None) if name == "spec" else value
-        if limit is not None:
-            return int(limit)
-    return None

@@ -14,6 +14,7 @@ from stable_baselines3.common.preprocessing import is_image_space, preprocess_ob
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from sb3_wng.algorithms.actors import Actor, NumpyActor, TorchActor, is_plain
 from sb3_wng.algorithms.observation_normalizer import ObservationNormalizer
@@ -52,7 +53,7 @@ class EvolutionPolicy(BasePolicy):
     :param observation_space: Observation space
     :param action_space: Action space
     :param lr_schedule: Learning rate schedule
-    :param net_arch: Sizes of the hidden layers; 64-64 by default
+    :param net_arch: Sizes of the hidden layers; 64-64 by default. Of a dict, as other policies have it, the part ``"pi"``
     :param activation_fn: Activation function of the hidden layers
     :param with_bias: Whether hidden layers have a bias
     :param output_bias: Whether the output layer has one
@@ -76,7 +77,7 @@ class EvolutionPolicy(BasePolicy):
         observation_space: spaces.Space,
         action_space: spaces.Space,
         lr_schedule: Schedule,
-        net_arch: list[int] | None = None,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
         activation_fn: type[nn.Module] = nn.Tanh,
         with_bias: bool = True,
         output_bias: bool = True,
@@ -105,7 +106,8 @@ class EvolutionPolicy(BasePolicy):
             raise ValueError(f"action_noise_std and noise_dim must be >= 0, got {action_noise_std} and {noise_dim}")
         if action_noise_std > 0 and not isinstance(action_space, spaces.Box):
             raise ValueError(f"action_noise_std needs a Box action space, got {action_space}")
-        self.net_arch = [64, 64] if net_arch is None else list(net_arch)
+        sizes = net_arch["pi"] if isinstance(net_arch, dict) else net_arch
+        self.net_arch = [64, 64] if sizes is None else list(sizes)
         self.activation_fn = activation_fn
         self.with_bias, self.output_bias, self.toeplitz = with_bias, output_bias, toeplitz
         self.action_noise_std = action_noise_std
@@ -131,6 +133,20 @@ class EvolutionPolicy(BasePolicy):
             self.init_weights(layer, gain=0.01 if is_output else np.sqrt(2))
             layers.append(layer)
         return layers
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What strategies perturb and move, by name: frozen parameters (``requires_grad=False``) stay as they are."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def parameters_to_vector(self) -> NDArray[np.float32]:
+        """The trained parameters one after the other, shape (p,)."""
+        vector: NDArray[np.float32] = parameters_to_vector(self.trained.values()).detach().cpu().numpy()
+        return vector
+
+    def load_from_vector(self, vector: NDArray[np.float32]) -> None:
+        """:param vector: of the trained parameters, shape (p,); they will be views of it on the CPU"""
+        vector_to_parameters(th.as_tensor(vector, dtype=th.float, device=self.device), self.trained.values())
 
     @property
     def n_outputs(self) -> int:

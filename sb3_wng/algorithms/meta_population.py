@@ -25,6 +25,7 @@ class MetaPopulation(nn.Module):
         self.parameter_vectors = [th.as_tensor(policy.parameters_to_vector()) for policy in policies]
         self.optimizers = [copy.deepcopy(policy.optimizer.state_dict()) for policy in policies]
         self.embeddings: list[th.Tensor | None] = [None] * len(policies)
+        self.latest = 0  # the parent that the policy is between turns
 
     def choose(self, novelty: nn.Module, random: np.random.Generator) -> int:
         """Whose turn it is.
@@ -39,7 +40,13 @@ class MetaPopulation(nn.Module):
         return int(random.choice(len(weights), p=weights / total if total > 0 else None))
 
     def check_out(self, index: int, policy: EvolutionPolicy) -> None:
-        """Make a parent the policy."""
+        """Make a parent the policy; what was loaded into the policy since the last turn is the latest parent's, or all's at
+        first."""
+        given = th.as_tensor(policy.parameters_to_vector().copy())
+        if not th.equal(given, self.parameter_vectors[self.latest]):
+            is_start = all(embedding is None for embedding in self.embeddings)
+            for i in range(len(self.parameter_vectors)) if is_start else [self.latest]:
+                self.parameter_vectors[i] = given.clone()
         self._before = policy.parameters_to_vector().copy(), copy.deepcopy(policy.optimizer.state_dict())
         policy.load_from_vector(self.parameter_vectors[index].numpy().copy())  # the parameters will be views of it
         policy.optimizer.load_state_dict(copy.deepcopy(self.optimizers[index]))
@@ -55,11 +62,16 @@ class MetaPopulation(nn.Module):
         self.parameter_vectors[index] = th.as_tensor(policy.parameters_to_vector().copy())
         self.optimizers[index] = copy.deepcopy(policy.optimizer.state_dict())
         self.embeddings[index] = embedding
+        self.latest = index
 
     def get_extra_state(self) -> dict[str, Any]:
-        return {"vectors": self.parameter_vectors, "optimizers": self.optimizers, "embeddings": self.embeddings}
+        lists = {"vectors": self.parameter_vectors, "optimizers": self.optimizers, "embeddings": self.embeddings}
+        return {**lists, "latest": self.latest}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
+        if len(state["vectors"]) != len(self.parameter_vectors):
+            raise ValueError(f"n_parents is {len(state['vectors'])} in the file and cannot be changed")
         self.parameter_vectors = [vector.cpu() for vector in state["vectors"]]
         self.optimizers = list(state["optimizers"])
+        self.latest = state["latest"]
         self.embeddings = [None if embedding is None else embedding.cpu() for embedding in state["embeddings"]]

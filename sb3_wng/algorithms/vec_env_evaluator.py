@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_wng.algorithms.episodes import Episode, describe, row
 from sb3_wng.algorithms.evaluation import Candidate, Generation, Outcome, candidate_parameters
@@ -83,7 +83,7 @@ class VecEnvEvaluator:
                 if not self._on_step(scored, dones, infos, counted):
                     return outcomes, False
         except _Raised as error:
-            if env.num_envs > 1:  # which column it was is unknown, and SubprocVecEnv's process is gone
+            if env.num_envs > 1 or isinstance(env.unwrapped, SubprocVecEnv):  # unknown which column, or its process is gone
                 seeds = [candidate.seed for candidate, known in zip(wave, outcomes, strict=True) if known is None]
                 raise EnvironmentRaised(f"{error} (in one of the episodes with seeds {seeds})") from error.__cause__
             outcomes[0] = episodes[0].failure(str(error))

@@ -36,6 +36,7 @@ class Job(NamedTuple):
     policy_class: type[EvolutionPolicy]
     policy_arguments: dict[str, Any]
     policy_state: dict[str, torch.Tensor]
+    trained: frozenset[str]  # names of the parameters that candidates bring
     make_env: MakeEnv
     embedding: BehaviorEmbedding | None
     embedding_horizon: int | None
@@ -70,7 +71,8 @@ def pack(policy: EvolutionPolicy, make_env: MakeEnv, embedding: BehaviorEmbeddin
     :raises ValueError: for what cannot be sent to another process
     """
     state = {key: value.detach().cpu() for key, value in policy.state_dict().items()}
-    job = Job(type(policy), policy._get_constructor_parameters(), state, make_env, embedding, horizon)
+    trained = frozenset(policy.trained)
+    job = Job(type(policy), policy._get_constructor_parameters(), state, trained, make_env, embedding, horizon)
     try:
         return Package(cloudpickle.dumps(job), sys.path, foreign_specs(), os.getpid())
     except Exception as error:  # whatever a pickled object raises
@@ -90,6 +92,8 @@ def set_up(package: Package) -> str | None:
         job: Job = cloudpickle.loads(package.job)
         policy = job.policy_class(**job.policy_arguments)
         policy.load_state_dict(job.policy_state)
+        for name, parameter in policy.named_parameters():
+            parameter.requires_grad_(name in job.trained)
         policy.set_training_mode(False)
         env = _make_env(job)
         check_spaces(env, policy)

@@ -162,7 +162,7 @@ POLICY_GRADIENTS = Experiment(
     },
     dict.fromkeys((HOPPER, CHEETAH, WALKER, PENDULUM), 200_000),
     tuple(range(40, 50)),
-    baselines=("NPG", "PPO", "TRPO", "TRPO 2 x 512"),
+    baselines=("WNPG", "NPG", "PPO", "TRPO", "TRPO 2 x 512"),
     saturating=(PENDULUM,),
     published=(PAPER, RL_ZOO),
 )

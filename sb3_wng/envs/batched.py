@@ -275,6 +275,10 @@ def make_scalar(task_id: str, render_mode: str | None = None, **kwargs: Any) -> 
     return ScalarEnv(make_task(task_id, **kwargs), render_mode)
 
 
+# Where Gymnasium looks whether it can show a window itself (render_mode="human", which RL-Zoo's enjoy asks for)
+make_scalar.metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # type: ignore[attr-defined]
+
+
 def make_batched(
     env_id: str, n_envs: int, seed: int | None = None, render_mode: str | None = None, **kwargs: Any
 ) -> BatchedVecEnv:

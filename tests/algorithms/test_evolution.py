@@ -19,7 +19,7 @@ from sb3_wng import BGES, BGWNES, ES, NSRES, PG, WNES, ImplicitPolicy
 from sb3_wng.algorithms.actors import NumpyActor, TorchActor
 from sb3_wng.algorithms.episodes import run_candidate, run_episode
 from sb3_wng.algorithms.evaluation import Outcome
-from sb3_wng.algorithms.evolution_arguments import default_horizon
+from sb3_wng.algorithms.evaluators import default_horizon
 from sb3_wng.algorithms.evolution_policies import EvolutionPolicy, LinearPolicy, ToeplitzPolicy
 from sb3_wng.algorithms.observation_normalizer import ObservationNormalizer
 from sb3_wng.algorithms.search_direction import (

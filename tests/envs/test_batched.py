@@ -226,3 +226,9 @@ def test_bad_calls_say_what_to_do():
     scalar.reset(seed=0)
     with pytest.raises(ValueError, match=r"action must have shape \(2,\)"):
         scalar.step(np.zeros(1))
+
+
+@ids
+def test_gymnasium_shows_tasks_in_a_window(env_id):
+    env = gym.make(env_id, render_mode="human")  # shows nothing, and needs no pygame, before the first reset
+    assert isinstance(env, gym.wrappers.HumanRendering)

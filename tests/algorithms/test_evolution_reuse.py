@@ -1,0 +1,180 @@
+"""Evolution strategies used a second time, or on what others have made: loaded, warm-started, frozen, other environments."""
+
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+import yaml
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+
+from sb3_wng import BGES, ES, NSRES, WNES
+from sb3_wng.algorithms.episodes import run_episode
+from sb3_wng.behavior import make_embedding
+
+HYPERPARAMETERS = Path(__file__).parents[2] / "zoo_hyperparams"
+SMALL = {"n_delta": 2, "seed": 3}
+
+
+class Unregistered(gym.Env):
+    """Five steps; raises in the episode whose seed is given."""
+
+    observation_space = gym.spaces.Box(-1, 1, (3,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, fails=False):
+        self.fails = fails
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self.np_random.uniform(-1, 1, 3).astype(np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        if self.fails and self.t == 3:
+            raise ArithmeticError("out of order")
+        return np.full(3, 0.1, np.float32), float(action), self.t >= 5, False, {}
+
+
+def vector(model):
+    return model.policy.parameters_to_vector().copy()
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """``saved(model)`` is the path of its file."""
+
+    def save(model):
+        model.save(tmp_path / "model")
+        return tmp_path / "model"
+
+    return save
+
+
+def test_processes_with_an_unregistered_environment_survive_the_question_for_its_time_limit():
+    env = SubprocVecEnv([lambda: gym.wrappers.TimeLimit(Unregistered(), 4)] * 2)
+    try:
+        model = BGES("LinearPolicy", env, **SMALL).learn(1)
+        assert model.num_timesteps == 5 * 4  # the wrapper's limit, not the environment's five steps
+    finally:
+        env.close()
+
+
+def test_an_environment_that_raises_in_its_only_process_ends_training():
+    env = SubprocVecEnv([lambda: Unregistered(fails=True)])
+    with pytest.raises(RuntimeError, match="iteration 0"):
+        ES("LinearPolicy", env, env_failure=0.0, **SMALL).learn(1)
+
+
+def test_a_seed_given_to_load_acts(saved):
+    path = saved(ES("LinearPolicy", "CartPole-v1", **SMALL))
+    one, same, other = (vector(ES.load(path, make_vec_env("CartPole-v1"), seed=seed).learn(1)) for seed in (1, 1, 2))
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"delta_std": -1.0}, {"weight_decay": -3.0}, {"natural_coef": 2.0}, {"n_delta": 0}, {"common_random_numbers": "bogus"}],
+)
+def test_settings_given_to_load_are_checked(settings, saved):
+    path = saved(WNES("LinearPolicy", "CartPole-v1", n_basis=1, **SMALL))
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        WNES.load(path, **settings)
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings", "changed"),
+    [
+        (BGES, {}, {"wasserstein_coef": 0.0}),
+        (WNES, {"n_basis": 1}, {"natural_coef": 0.0}),
+        (ES, {}, {"wasserstein_coef": 0.5}),
+        (ES, {}, {"novelty_weight": 0.5}),
+        (NSRES, {"n_parents": 3}, {"n_parents": 1}),
+        (NSRES, {"n_parents": 3}, {"n_parents": 5}),
+    ],
+)
+def test_load_names_the_argument_whose_slot_the_file_fills_otherwise(cls, settings, changed, saved):
+    path = saved(cls("LinearPolicy", "CartPole-v1", **SMALL, **settings))
+    with pytest.raises(ValueError, match=f"^{next(iter(changed))} (is|was)"):
+        cls.load(path, **changed)
+
+
+def test_vec_normalize_is_refused_wherever_it_meets_what_it_would_spoil(saved):
+    normalized = VecNormalize(make_vec_env("CartPole-v1"))
+    with pytest.raises(ValueError, match="normalize_observations"):
+        ES("LinearPolicy", normalized, policy_kwargs={"normalize_observations": True}, **SMALL)
+    model = ES("LinearPolicy", "CartPole-v1", normalize_observations=True, **SMALL)
+    with pytest.raises(ValueError, match="normalize_observations"):
+        ES.load(saved(model), normalized)
+    model.set_env(normalized)
+    with pytest.raises(ValueError, match="normalize_observations"):
+        model.learn(1)
+    with pytest.raises(ValueError, match="env_failure"):
+        ES("LinearPolicy", normalized, env_failure=0.0, **SMALL)
+
+
+def test_noise_that_fades_to_nothing_is_refused_when_it_does():
+    model = ES("LinearPolicy", "CartPole-v1", delta_std=lambda left: 0.1 * max(left - 0.5, 0.0), **SMALL)
+    with pytest.raises(ValueError, match="delta_std must stay > 0"):
+        model.learn(1_000)
+    assert np.isfinite(vector(model)).all()
+
+
+def test_several_parents_start_from_what_was_loaded_into_the_policy_and_later_ones_go_on_from_it():
+    model = NSRES("LinearPolicy", "CartPole-v1", n_parents=2, learning_rate=0.001, **SMALL)
+    model.policy.load_from_vector(np.full(8, 3.0, np.float32))
+    model.learn(1)
+    assert np.abs(vector(model) - 3).max() < 0.01
+    assert all(np.abs(parent.numpy() - 3).max() < 0.01 for parent in model.parents.parameter_vectors)
+    model.policy.load_from_vector(np.full(8, 5.0, np.float32))
+    model.learn(1, reset_num_timesteps=False)
+    means = sorted(parent.mean().item() for parent in model.parents.parameter_vectors)
+    assert means == pytest.approx([3, 5], abs=0.01)
+
+
+@pytest.mark.parametrize("settings", [{}, {"weight_decay": 0.5}, {"n_jobs": np.int64(2)}], ids=str)
+def test_frozen_parameters_are_neither_perturbed_nor_moved(settings):
+    model = ES("MlpPolicy", "CartPole-v1", policy_kwargs={"net_arch": {"pi": [4], "vf": [4]}}, **SMALL, **settings)
+    first, last = model.policy.layers
+    first.requires_grad_(False)
+    before = [first.weight.clone(), last.weight.clone()]
+    model.learn(1)
+    assert len(vector(model)) == 4 * 2 + 2
+    assert torch.equal(first.weight, before[0])
+    assert not torch.equal(last.weight, before[1])
+    if settings.get("n_jobs"):  # workers have the frozen part, too
+        again = ES("MlpPolicy", "CartPole-v1", policy_kwargs={"net_arch": [4]}, **SMALL)
+        again.policy.layers[0].requires_grad_(False)
+        assert np.array_equal(vector(model), vector(again.learn(1)))
+
+
+@pytest.mark.parametrize(("alias", "width"), [("final_state", 4), ("state_visitation", 4), ("reward_to_go", 10**6)])
+def test_only_embeddings_with_a_number_per_step_are_padded(alias, width, monkeypatch):
+    model, lengths = ES("LinearPolicy", "CartPole-v1", **SMALL), []
+    embedding = make_embedding(alias)
+    call = type(embedding).__call__
+
+    def measured(self, trajectories):
+        lengths.append(trajectories.rewards.shape[1])
+        return call(self, trajectories)
+
+    monkeypatch.setattr(type(embedding), "__call__", measured)
+    outcome = run_episode(model.policy, gym.make("CartPole-v1"), 0, embedding, 10**6)
+    assert outcome.embedding.shape == (width,)
+    assert lengths == [10**6 if alias == "reward_to_go" else outcome.length]
+
+
+@pytest.mark.parametrize("name", ["es", "wnes", "bges", "bgwnes", "nsres"])
+def test_atari_candidates_play_whole_games(name):
+    settings = yaml.safe_load((HYPERPARAMETERS / f"{name}.yml").read_text())["atari"]
+    (wrapper,) = settings["env_wrapper"]
+    assert wrapper == {"stable_baselines3.common.atari_wrappers.AtariWrapper": {"terminal_on_life_loss": False}}
+
+
+def test_episodes_of_unregistered_environments_train_in_this_process():
+    env = DummyVecEnv([Unregistered])
+    assert BGES("LinearPolicy", env, embedding_horizon=5, **SMALL).learn(1).num_timesteps == 25
