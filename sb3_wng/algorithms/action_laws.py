@@ -73,6 +73,8 @@ def actor_and_critic_parameters(
     law = action_law(policy.get_distribution(observation))
     reaches_law = _gradients(law.coordinates, parameters)
     reaches_value = _gradients(policy.predict_values(observation), parameters)
+    with th.no_grad():  # or the distribution keeps the graph, which cannot be copied with the policy
+        policy.get_distribution(observation)
     policy.set_training_mode(was_training)
     actor = [q for q, grad in zip(parameters, reaches_law, strict=True) if grad is not None]
     rest = zip(parameters, reaches_law, reaches_value, strict=True)

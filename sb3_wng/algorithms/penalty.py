@@ -56,7 +56,7 @@ class SampleTransport(nn.Module):
         """The duals of (x, y), (x, x) and (y, y), or ``None`` where Sinkhorn's iteration is to be used."""
         if self.distance == "sinkhorn":
             return None
-        if not self.duals:
+        if self._dim != x.shape[1]:
             self._make_duals(x.shape[1])
         self.duals.to(x.device)  # those that were loaded were made elsewhere
         duals = [dual for dual in self.duals if isinstance(dual, DualPotentials)]
@@ -70,11 +70,18 @@ class SampleTransport(nn.Module):
         )
         return None
 
+    @property
+    def _dim(self) -> int:
+        """Of the space that the potentials are functions on; 0 before the first fit."""
+        return len(self.duals[0].get_buffer("center")) if self.duals else 0
+
     def _make_duals(self, dim: int) -> None:
-        self.duals.extend(DualPotentials(dim, entropic_reg=self.entropic_reg, cost=self.cost) for _ in range(3))
+        """New potentials; none for ``dim=0``."""
+        new = [DualPotentials(dim, entropic_reg=self.entropic_reg, cost=self.cost) for _ in range(3)] if dim else []
+        self.duals = nn.ModuleList(new)
 
     def get_extra_state(self) -> dict[str, int]:
-        return {"dim": len(self.duals[0].get_buffer("center")) if self.duals else 0}
+        return {"dim": self._dim}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
         """Nothing: ``_load_from_state_dict`` has used it."""
@@ -82,7 +89,7 @@ class SampleTransport(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # Before its parts are loaded: make room for potentials that were saved
         dim = state_dict.get(f"{prefix}_extra_state", {}).get("dim", 0)
-        if dim and not self.duals:
+        if dim != self._dim:
             self._make_duals(dim)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -141,6 +148,7 @@ class BehaviorPenalty(nn.Module):
         self.reference = reference
         self.play = play
         self.standing: Standing | None = None
+        self.rollout_noise = th.empty(0, 0, 0)
         if distance in ("dual", "sinkhorn"):
             self.samples = SampleTransport(distance, entropic_reg)
             self.memory = Memory(seed)
@@ -157,6 +165,9 @@ class BehaviorPenalty(nn.Module):
             check_dimensions(points.shape[1], self.reference.shape[1])
             unit = spread(th.cat([points, self.reference.to(points)]))
         self.standing = Standing(0.0, max(unit, 1e-12))
+        if self.distance in ("dual", "sinkhorn"):
+            assert isinstance(law, GaussianLaw)
+            self.rollout_noise = self._noise(law)
 
     def weigh(self, distance: th.Tensor) -> th.Tensor:
         """The term of the loss, shape ()."""
@@ -175,10 +186,12 @@ class BehaviorPenalty(nn.Module):
             return batch.old_law.kl_divergence(law).mean()
         stride = slice(None, None, -(-len(batch.advantages) // MAX_POINTS))
         rows = th.arange(len(batch.advantages), device=batch.advantages.device)[stride]
+        # Of the whole rollout always the same draw: a line search would compare draws, and not policies
+        is_rollout = len(batch.advantages) == self.rollout_noise.shape[1]
         law, old_law = law.select(rows), batch.old_law.select(rows)
         assert isinstance(law, GaussianLaw)
         assert isinstance(old_law, GaussianLaw)
-        noise = self._noise(law)
+        noise = self.rollout_noise[:, rows] if is_rollout else self._noise(law)
         # The same noise on both sides: where the policy has not moved, the samples coincide
         target = self._points(old_law, noise) if self.reference is None else self.reference.to(law.mean)
         return self.samples.value(self._points(law, noise), target)
@@ -194,6 +207,8 @@ class BehaviorPenalty(nn.Module):
     def signal(self, points: th.Tensor) -> th.Tensor:
         """What to take from the advantages of each window, shape (n,); its points (n, d) are what the next rollout meets."""
         target = self.memory.points if self.reference is None else self.reference
+        if self.reference is None and target is not None and target.shape[1] != points.shape[1]:
+            target = None  # load() was given another embedding
         self.memory.points = points if self.reference is None else None
         if target is None:  # the first rollout
             self.standing = None
@@ -217,9 +232,15 @@ class BehaviorPenalty(nn.Module):
             self.coefficient /= 1.5
         self.coefficient.clamp_(1e-4, 1e4)
 
+    def get_extra_state(self) -> dict[str, bool]:
+        return {"is_adaptive": self.is_adaptive}
+
+    def set_extra_state(self, state: dict[str, bool]) -> None:
+        """Nothing: ``_load_from_state_dict`` has used it."""
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        if not self.is_adaptive:
-            state_dict[f"{prefix}coefficient"] = self.coefficient  # the one that load() was given, if it was
+        if not (self.is_adaptive and state_dict[f"{prefix}_extra_state"]["is_adaptive"]):
+            state_dict[f"{prefix}coefficient"] = self.coefficient  # the setting, which load() may have been given
         if not hasattr(self, "samples"):  # the distance that was saved may be another one
             for key in [key for key in state_dict if key.startswith((f"{prefix}samples.", f"{prefix}memory."))]:
                 del state_dict[key]

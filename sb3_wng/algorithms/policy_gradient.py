@@ -8,7 +8,6 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
-import torch.nn.functional as F
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -21,9 +20,11 @@ from stable_baselines3.common.policies import (
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
 from stable_baselines3.common.utils import explained_variance, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sb3_wng.algorithms.action_laws import action_law, actor_and_critic_parameters
 from sb3_wng.algorithms.arguments import check_policy_gradient_arguments, make_schedule, minibatch_size
+from sb3_wng.algorithms.critic import fit_critic
 from sb3_wng.algorithms.guidance import begin_penalty, embed_reference, end_penalty, make_penalty
 from sb3_wng.algorithms.penalty import BehaviorPenalty
 from sb3_wng.algorithms.policy_metrics import policy_metrics
@@ -35,7 +36,6 @@ from sb3_wng.algorithms.rollouts import (
     policy_actions,
     refresh_batch_statistics,
     rollout_in_order,
-    select,
     with_plain_rewards,
 )
 from sb3_wng.algorithms.surrogate import Measurement, PolicyBatch, PolicyGradient, measure, policy_gradient
@@ -174,6 +174,7 @@ class NaturalPolicyGradient(BoundedProgress):
         self.actor_learning_rate = actor_learning_rate
         self.normalize_advantage = normalize_advantage
         self._has_warned_of_few_samples = False
+        self._trainable: list[th.nn.Parameter] = []
         self.plain_rewards: np.ndarray | None = None  # of a rollout, (n_steps, n_envs)
         if _init_setup_model:
             self._setup_model()
@@ -182,9 +183,7 @@ class NaturalPolicyGradient(BoundedProgress):
         check_policy_gradient_arguments(self)  # here and not above: load() gives arguments, too
         self.reference = None if self.reference is None else embed_reference(self)
         super()._setup_model()
-        self.actor_parameters, self.critic_parameters = actor_and_critic_parameters(self.policy, self.observation_space)
-        rate = self.actor_learning_rate
-        self.actor_lr_schedule = self.lr_schedule if rate is None else make_schedule(rate)
+        self._split_parameters()
         self.step_size_schedule = make_schedule(self.step_size)
         self.target_distance_schedule = make_schedule(self.target_distance)
         self.target_kl_schedule = make_schedule(math.inf if self.target_kl is None else self.target_kl)
@@ -192,9 +191,16 @@ class NaturalPolicyGradient(BoundedProgress):
         if self.adaptive_damping:
             damping = LevenbergMarquardtDamping(self.cg_damping, interval=int(self.adaptive_damping))
         self.natural_gradient = NaturalGradient(self._make_step_rule(), damping)
-        if self.uses_kernel:
-            self.kernel_metric = KernelWassersteinMetric(self.n_basis, self.log_bandwidth, self.diagonal_damping, self.seed)
+        seed = self.seed if self.uses_kernel else 0  # there whatever the metric, so that load() can change it
+        self.kernel_metric = KernelWassersteinMetric(self.n_basis, self.log_bandwidth, self.diagonal_damping, seed)
         self.behavior_penalty = make_penalty(self)
+
+    def _split_parameters(self) -> None:
+        """Tell the actor's parameters from the critic's, again where some were frozen, unfrozen or replaced since."""
+        trainable = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        if [id(q) for q in trainable] != [id(q) for q in self._trainable]:
+            self.actor_parameters, self.critic_parameters = actor_and_critic_parameters(self.policy, self.observation_space)
+            self._trainable = trainable
 
     @property
     def penalty(self) -> BehaviorPenalty | None:
@@ -225,13 +231,16 @@ class NaturalPolicyGradient(BoundedProgress):
         """Update the actor, then the critic, from the rollout buffer."""
         in_order = self.penalty is not None and self.penalty.embedding is not None
         rollout = rollout_in_order(self.rollout_buffer) if in_order else next(self.rollout_buffer.get(batch_size=None))
-        update_learning_rate(self.policy.optimizer, self.scheduled(self.actor_lr_schedule))
+        rate = self.actor_learning_rate
+        update_learning_rate(self.policy.optimizer, self.scheduled(self.lr_schedule if rate is None else make_schedule(rate)))
+        self._split_parameters()
         self._update_policy(rollout)
         self._update_learning_rate(self.policy.optimizer)
-        self._update_critic(rollout)
+        fit_critic(self, rollout)
         self._n_updates += 1
         self._log_update()
 
+    @sdpa_kernel(SDPBackend.MATH)  # attention's faster kernels have no second derivative
     def _update_policy(self, rollout: RolloutBufferSamples) -> None:
         # Trust regions compare values of one deterministic function: the law that acts, without dropout's noise.
         refresh_batch_statistics(self.policy, rollout.observations)
@@ -322,23 +331,6 @@ class NaturalPolicyGradient(BoundedProgress):
         distance = 2 * measured.kl_divergence if self.metric == "fisher" else measured.wasserstein_distance
         return Trial(measured.objective, distance / unit, measured.kl_divergence)
 
-    def _update_critic(self, rollout: RolloutBufferSamples) -> None:
-        if not self.critic_parameters:
-            return
-        self.policy.set_training_mode(True)
-        self.policy.optimizer.zero_grad()  # leaves the actor without gradients: the optimiser passes it over
-        losses = []
-        for _ in range(self.n_critic_updates):
-            for index in minibatches(len(rollout.returns), self.batch_size, self.device):
-                values = self.policy.predict_values(select(rollout.observations, index)).flatten()
-                loss = F.mse_loss(values, rollout.returns[index])
-                self.policy.optimizer.zero_grad()
-                loss.backward(inputs=self.critic_parameters)
-                self.policy.optimizer.step()
-                losses.append(loss.detach())
-        if losses:
-            self.logger.record("train/value_loss", th.stack(losses).mean().item())
-
     def _log_policy_update(self, reports: list[StepReport], measured: Measurement) -> None:
         ratios = [report.reduction_ratio for report in reports if report.reduction_ratio is not None]
         self.logger.record("train/policy_objective", measured.objective)
@@ -388,8 +380,7 @@ class NaturalPolicyGradient(BoundedProgress):
         return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        modules = ["natural_gradient", "behavior_penalty"] + ["kernel_metric"] * self.uses_kernel
-        return ["policy", "policy.optimizer", *modules], []
+        return ["policy", "policy.optimizer", "natural_gradient", "behavior_penalty", "kernel_metric"], []
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "actor_parameters", "critic_parameters", "plain_rewards"]
+        return [*super()._excluded_save_params(), "actor_parameters", "critic_parameters", "_trainable", "plain_rewards"]

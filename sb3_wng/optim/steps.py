@@ -198,14 +198,27 @@ def _backtrack(
     if max_iter == 0:
         assign_parameters(parameters, start + scale * direction)
         return Step(True, scale, None)
-    for _ in range(max_iter):
-        assign_parameters(parameters, start + scale * direction)
-        trial = evaluate()
-        if math.isfinite(trial.objective) and accept(trial):
-            return Step(True, scale, trial)
-        scale *= shrinking_factor
-    assign_parameters(parameters, start)
-    return REFUSED
+    step = REFUSED
+    try:
+        for _ in range(max_iter):
+            assign_parameters(parameters, start + scale * direction)
+            trial = _measured(evaluate)
+            if math.isfinite(trial.objective) and accept(trial):
+                step = Step(True, scale, trial)
+                break
+            scale *= shrinking_factor
+    finally:  # Ctrl-C, too: nobody shall save a trial
+        if not step.accepted:
+            assign_parameters(parameters, start)
+    return step
+
+
+def _measured(evaluate: Evaluate) -> Trial:
+    """Not a number where a step is so long that torch's distributions refuse what it leads to."""
+    try:
+        return evaluate()
+    except ValueError:
+        return Trial(math.nan)
 
 
 def _check_schedulable(**values: float) -> None:

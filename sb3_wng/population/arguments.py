@@ -38,6 +38,9 @@ OF_THE_POPULATION = (
 )
 
 
+OF_ADAM = ("learning_rate", "batch_size", "n_critic_updates")  # what particles have that take no natural step
+
+
 def check_population_arguments(model: SVPG) -> None:
     """:raises ValueError: naming the argument and what it may be"""
     check_integers(model, n_particles=1, n_envs_per_particle=1, n_steps=1, selection_interval=0, embedding_horizon=1)
@@ -86,6 +89,12 @@ def check_algorithm_kwargs(model: Population, instead: str) -> None:
     given = [name for name in OF_THE_POPULATION if name in model.algorithm_kwargs]
     if given:
         raise ValueError(f"algorithm_kwargs: pass {', '.join(given)} to {type(model).__name__} itself, the particles share it")
+    unread = [name for name in model.algorithm_kwargs if name not in OF_ADAM]
+    if unread and not model.kind.is_natural:
+        raise ValueError(
+            f"algorithm_kwargs: {', '.join(unread)} would have no effect: with algorithm={model.algorithm!r} Adam takes all "
+            f"steps, and particles only have {', '.join(OF_ADAM)} (of their critics)"
+        )
     if model.algorithm_kwargs.get("n_policy_updates", 1) != 1 or model.algorithm_kwargs.get("policy_batch_size") is not None:
         raise ValueError(
             "algorithm_kwargs: n_policy_updates must be 1 and policy_batch_size None: the particles take one step from each "

@@ -14,8 +14,10 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parameters_to_vector
 
+from sb3_wng.algorithms.critic import fit_critic
 from sb3_wng.algorithms.npg import NPG
 from sb3_wng.algorithms.pg import PG
 from sb3_wng.algorithms.policy_gradient import NaturalPolicyGradient
@@ -121,6 +123,7 @@ class Particle:
         actions = policy_actions(self.rollout.actions, self.learner.action_space)
         return advantage_gradient(self.policy, self.parameters, self.rollout.observations, actions, self.advantages)
 
+    @sdpa_kernel(SDPBackend.MATH)  # attention's faster kernels have no second derivative
     def natural_step(self, direction: th.Tensor, share: float) -> StepReport:
         """Precondition a direction by the own metric and go as far as the own step rule allows.
 
@@ -153,7 +156,7 @@ class Particle:
         if self.baseline is not None:
             self.baseline.fit(self.features, self.returns)
         self.learner._update_learning_rate(self.policy.optimizer)
-        self.learner._update_critic(self.rollout)
+        fit_critic(self.learner, self.rollout)
         if self.kind.has_critic:
             self.learner._n_updates += 1
             self.learner._log_update()
@@ -191,6 +194,8 @@ def advantage_gradient(
         objective = (log_prob * advantages[rows]).sum() / len(advantages)
         grads = th.autograd.grad(objective, list(parameters), allow_unused=True, materialize_grads=True)
         total += th.cat([grad.reshape(-1) for grad in grads])
+    with th.no_grad():  # or the distribution keeps the graph, which cannot be copied with the policy
+        policy.get_distribution(select(observations, slice(1)))
     return total
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -75,11 +76,30 @@ class PopulationPolicy(BasePolicy):
     def _tie(self) -> None:
         """Gather the actors' parameters in one matrix and let them be views of its rows."""
         self.theta = th.stack([th.cat([q.detach().flatten() for q in actor]) for actor in self.actors])
+        self._share()
+        self.optimizer = th.optim.Adam([self.theta])
+        self._was_trainable = [q.requires_grad for q in self.particles.parameters()]
+
+    def check_trainable(self) -> None:
+        """:raises ValueError: for parameters that were frozen or unfrozen since the matrix was made of the others"""
+        if [q.requires_grad for q in self.particles.parameters()] != self._was_trainable:
+            raise ValueError(
+                "policy: parameters were frozen or unfrozen after the population was made; do it where they are made, as in "
+                "the constructor of policy_kwargs' features_extractor_class"
+            )
+
+    def _share(self) -> None:
         for row, actor in zip(self.theta, self.actors, strict=True):
             for parameter, values in zip(actor, row.split([q.numel() for q in actor]), strict=True):
                 parameter.data = values.view_as(parameter)
         self.stack = StackedActor.of(self, self.actors[0])
-        self.optimizer = th.optim.Adam([self.theta])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PopulationPolicy:
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        copied._share()  # parameters are copied to memory of their own
+        return copied
 
     def _apply(self, fn: Any, recurse: bool = True) -> PopulationPolicy:
         super()._apply(fn, recurse)

@@ -83,6 +83,7 @@ class Population(BoundedProgress):
         self.normalize_advantage = normalize_advantage
         self._names_of_means: set[str] = set()  # what is logged as a mean over the particles
         self.particle_returns: list[deque[float]] = [deque(maxlen=self._stats_window_size) for _ in range(n_particles)]
+        self._running_returns = np.zeros(0)  # of the episodes that go on, (n_envs,)
 
     @property
     def kind(self) -> Kind:
@@ -94,7 +95,12 @@ class Population(BoundedProgress):
         """Number of agents that are trained."""
         return self.n_particles
 
+    def _check_arguments(self) -> None:
+        """:raises ValueError: naming the argument and what it may be; called before anything is made of them"""
+
     def _setup_model(self) -> None:
+        self.algorithm = kind_name(self.algorithm)
+        self._check_arguments()  # here and not above: load() gives arguments, too
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         if self.rollout_buffer_class is None:
@@ -108,8 +114,7 @@ class Population(BoundedProgress):
         self.particles = [Particle(self.kind, learner) for learner in learners]
         self.critic_optimizers = Optimizers([particle.optimizer for particle in self.policy])
         self.natural_gradients = nn.ModuleList(learner.natural_gradient for learner in learners)
-        if learners[0].uses_kernel:
-            self.kernel_metrics = nn.ModuleList(learner.kernel_metric for learner in learners)
+        self.kernel_metrics = nn.ModuleList(learner.kernel_metric for learner in learners)
         baselines = [particle.baseline for particle in self.particles if particle.baseline is not None]
         if baselines:
             self.baselines = nn.ModuleList(baselines)
@@ -157,7 +162,12 @@ class Population(BoundedProgress):
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         self.check_n_envs()  # a loaded population may have been given another environment, which is enough to predict
-        return super()._setup_learn(*args, **kwargs)
+        self.policy.check_trainable()
+        before = self._last_obs
+        prepared = super()._setup_learn(*args, **kwargs)
+        if self._last_obs is not before:  # the environments were reset
+            self._running_returns = np.zeros(self.n_envs)
+        return prepared
 
     @property
     def columns(self) -> list[slice]:
@@ -185,7 +195,7 @@ class Population(BoundedProgress):
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
-            self._record_episodes(infos, dones)
+            self._record_episodes(infos, rewards, dones)
             timeouts += [Timeout(n_steps, column, observation) for column, observation in ended]
             if isinstance(self.action_space, spaces.Discrete):
                 actions = actions.reshape(-1, 1)
@@ -217,15 +227,18 @@ class Population(BoundedProgress):
             return self.policy.unscale_action(actions)
         return np.clip(actions, self.action_space.low, self.action_space.high)
 
-    def _record_episodes(self, infos: list[dict[str, Any]], dones: NDArray[np.bool_]) -> None:
+    def _record_episodes(self, infos: list[dict[str, Any]], rewards: NDArray[Any], dones: NDArray[np.bool_]) -> None:
+        """Keep what episodes came to, as ``Monitor`` has it; without one, the sum of the rewards that are learnt from."""
         assert self.ep_info_buffer is not None
         assert self.ep_success_buffer is not None
         width = self.n_envs // self.population_size
+        self._running_returns += rewards
         for column in np.flatnonzero(dones):
             info = infos[column]
             if "episode" in info:
                 self.ep_info_buffer.append(info["episode"])
-                self.particle_returns[column // width].append(info["episode"]["r"])
+            self.particle_returns[column // width].append(info.get("episode", {"r": self._running_returns[column]})["r"])
+            self._running_returns[column] = 0.0
             if "is_success" in info:
                 self.ep_success_buffer.append(info["is_success"])
 
@@ -339,8 +352,7 @@ class Population(BoundedProgress):
         return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        modules = ["critic_optimizers", "natural_gradients"]
-        modules += [name for name in ("kernel_metrics", "baselines") if hasattr(self, name)]
+        modules = ["critic_optimizers", "natural_gradients", "kernel_metrics"] + ["baselines"] * self.kind.has_baseline
         return ["policy", "policy.optimizer", *modules], []
 
     def _excluded_save_params(self) -> list[str]:

@@ -147,10 +147,12 @@ class SVPG(Population):
             seed=seed,
             device=device,
         )
-        check_population_arguments(self)
         if _init_setup_model:
-            self.check_n_envs()
             self._setup_model()
+            self.check_n_envs()
+
+    def _check_arguments(self) -> None:
+        check_population_arguments(self)
 
     def _setup_model(self) -> None:
         super()._setup_model()

@@ -159,16 +159,19 @@ class WassersteinPopulation(Population):
             seed=seed,
             device=device,
         )
-        check_wasserstein_arguments(self)
-        self.reference = None if reference is None else embed_reference(self)  # type: ignore[arg-type]  # has what is read
         if _init_setup_model:
-            self.check_n_envs()
             self._setup_model()
+            self.check_n_envs()
+
+    def _check_arguments(self) -> None:
+        check_wasserstein_arguments(self)
+        if self.reference is not None:
+            self.reference = embed_reference(self)  # type: ignore[arg-type]  # has what is read
 
     def _setup_model(self) -> None:
         super()._setup_model()
         others = ["reference"] if self.reference is not None else []
-        self.transports = nn.ModuleDict(
+        self.transports = Transports(
             {
                 f"{i}-{j}": SampleTransport(self.distance, self.entropic_reg, self.cost)
                 for i in range(self.n_policies)
@@ -259,6 +262,18 @@ class WassersteinPopulation(Population):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names, variables = super()._get_torch_save_params()
         return [*names, "transports"], variables
+
+
+class Transports(nn.ModuleDict):
+    """The transport of every pair, by name; those that a file lacks, where ``load()`` was given a reference, stay new."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for key in [key for key in state_dict if key.removeprefix(prefix).partition(".")[0] not in self]:
+            del state_dict[key]
+        for name, transport in self.items():
+            if f"{prefix}{name}.n_fallbacks" not in state_dict:
+                state_dict.update(transport.state_dict(prefix=f"{prefix}{name}."))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def reward_unit(rewards: NDArray[np.float32]) -> float:

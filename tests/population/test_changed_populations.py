@@ -1,0 +1,97 @@
+"""Populations that were changed: copied, loaded with other settings, frozen, given environments without Monitor."""
+
+import copy
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_wng import SVPG, WassersteinPopulation
+
+
+def test_a_copied_population_acts_with_what_it_learns(small, algorithm):
+    model = small(algorithm).learn(1)
+    copied = copy.deepcopy(model)
+    learnt = []
+    for either in (model, copied):
+        set_random_seed(0)
+        before = either.policy.theta.clone()
+        either.learn(2 * either.n_steps * either.n_envs)
+        learnt.append(either.policy.theta - before)
+        rows = [torch.cat([q.detach().flatten() for q in particle.parameters]) for particle in either.particles]
+        assert torch.equal(torch.stack(rows), either.policy.theta)
+    assert learnt[0].any()
+    assert torch.equal(*learnt)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"mode": "nonsense"}, {"kernel": "behaviour"}, {"temperature": -3.0}, {"algorithm": "ppo"}], ids=str
+)
+def test_settings_given_to_load_are_checked(small, tmp_path, settings):
+    small().save(tmp_path / "model")
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        SVPG.load(tmp_path / "model", device="cpu", **settings)
+
+
+def test_an_algorithm_can_be_given_to_load_by_its_class(small, tmp_path):
+    small("a2c").save(tmp_path / "model")
+    assert SVPG.load(tmp_path / "model", algorithm=A2C, device="cpu").algorithm == "a2c"
+
+
+@pytest.mark.parametrize("distance", ["sinkhorn", "dual"])
+def test_a_reference_can_be_given_to_load_and_taken_away(chase, tmp_path, distance):
+    settings = {"distance": distance, "embedding_horizon": 4, "n_steps": 16, "seed": 0, "device": "cpu"}
+    env = DummyVecEnv([chase] * 2)
+    WassersteinPopulation("MlpPolicy", env, **settings).learn(64).save(tmp_path / "model")
+    agent = PPO("MlpPolicy", env, n_steps=16, batch_size=16, seed=0, device="cpu")
+    loaded = WassersteinPopulation.load(tmp_path / "model", env, reference=agent, device="cpu").learn(64, log_interval=9)
+    assert loaded.logger.name_to_value["train/reference_distance"] > 0
+    loaded.save(tmp_path / "model")
+    without = WassersteinPopulation.load(tmp_path / "model", env, reference=None, device="cpu").learn(64, log_interval=9)
+    assert without.logger.name_to_value["train/wasserstein_distance"] > 0
+    assert "train/reference_distance" not in without.logger.name_to_value
+
+
+def test_parameters_frozen_too_late_are_refused(small):
+    model = small()
+    for particle in model.policy:
+        particle.action_net.requires_grad_(False)
+    with pytest.raises(ValueError, match="frozen or unfrozen"):
+        model.learn(1)
+
+
+@pytest.mark.parametrize("name", ["a2c", "pg", "pg_linear"])
+def test_arguments_that_no_particle_reads_are_refused(small, name):
+    with pytest.raises(ValueError, match="target_kl, step_rule would have no effect"):
+        small(name, algorithm_kwargs={"target_kl": 0.01, "step_rule": "trust_region"})
+
+
+class Valued(gym.Env):
+    """Pays what the environment is worth, three steps long."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2,))
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, value):
+        self.value = value
+
+    def reset(self, *, seed=None, options=None):
+        self.t = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        return np.zeros(2, np.float32), self.value, self.t == 3, False, {}
+
+
+def test_the_best_particle_is_known_without_monitor():
+    env = DummyVecEnv([lambda value=value: Valued(value) for value in (1.0, 2.0, 5.0, 3.0)])
+    model = SVPG("MlpPolicy", env, "pg", n_particles=4, n_steps=8, seed=0, device="cpu").learn(32)
+    assert model.mean_returns.tolist() == [3, 6, 15, 9]
+    assert int(model.policy.best) == 2
+    model.learn(32, reset_num_timesteps=False)  # the third episode goes on across the rollouts
+    assert model.mean_returns.tolist() == [3, 6, 15, 9]
