@@ -158,7 +158,7 @@ class BehaviorPenalty(nn.Module):
         if self.distance == "kl":
             unit = 0.5 * law.n_actions
         elif self.reference is None:
-            unit = self.n_resampled * law.spread().item()
+            unit = law.spread().item() * (self.n_resampled if self.distance in ("dual", "sinkhorn") else 1)
         else:
             assert isinstance(law, GaussianLaw)
             points = self._points(law, self._noise(law))

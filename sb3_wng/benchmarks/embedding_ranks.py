@@ -138,7 +138,8 @@ asked. The closed-form, Fisher and Euclidean metrics always take part, as contro
 ## What is seen
 
 `python -m sb3_wng.benchmarks.embedding_ranks --output docs/benchmarks/embedding_ranks.csv --page docs/guide/embeddings.md`
-trains WNPG (shipped settings, seed {seed}) and ranks on {n_steps} further steps of the policies of three stages, with
+trains WNPG (seed {seed}; shipped settings, but a `std_weight` of 1, and on the pendulum a
+constant radius and a damping of 0.1) and ranks on {n_steps} further steps of the policies of three stages, with
 {n_basis} basis functions and windows of 32 steps. Held-out gain after {stages} steps:
 
 {gains}

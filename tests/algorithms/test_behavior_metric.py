@@ -192,3 +192,19 @@ def test_an_unknown_embedding_is_refused_at_once_with_all_known_ones(embedding):
 def test_minibatches_are_refused_for_trajectories():
     with pytest.raises(ValueError, match="policy_batch_size must be None for a kernel metric"):
         WNPG("MlpPolicy", "Pendulum-v1", metric="kernel", embedding="final_state", step_rule="optimizer", policy_batch_size=16)
+
+
+def test_rewards_to_go_are_the_environments_own_at_time_limits():
+    seen = []
+
+    def rewards(trajectory):
+        seen.append(trajectory.rewards)
+        return trajectory.rewards.sum()
+
+    env = gym.wrappers.TransformReward(gym.make("Pendulum-v1", max_episode_steps=8), lambda reward: 1.0)
+    model = WNPG("MlpPolicy", env, metric="kernel", embedding=rewards, **SMALL)
+    for parameter in model.policy.value_net.parameters():
+        torch.nn.init.constant_(parameter, 5.0)  # values, which SB3 adds to rewards at time limits
+    model.learn(64)
+    assert len(seen) == 8
+    assert all(torch.equal(part, torch.ones(8)) for part in seen)

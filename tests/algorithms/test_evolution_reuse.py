@@ -8,10 +8,12 @@ import pytest
 import torch
 import yaml
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_wng import BGES, ES, NSRES, WNES
 from sb3_wng.algorithms.episodes import run_episode
+from sb3_wng.algorithms.evaluation import Outcome
 from sb3_wng.behavior import make_embedding
 
 HYPERPARAMETERS = Path(__file__).parents[2] / "zoo_hyperparams"
@@ -178,3 +180,54 @@ def test_atari_candidates_play_whole_games(name):
 def test_episodes_of_unregistered_environments_train_in_this_process():
     env = DummyVecEnv([Unregistered])
     assert BGES("LinearPolicy", env, embedding_horizon=5, **SMALL).learn(1).num_timesteps == 25
+
+
+# --- What an iteration makes of its outcomes ---
+
+
+def quiet(cls, **settings):
+    """A strategy that can log, as in ``learn``."""
+    model = cls("LinearPolicy", "CartPole-v1", **{"n_delta": 2, **settings})
+    model.set_logger(configure(None, []))
+    return model
+
+
+def test_episodes_of_a_candidate_are_averaged():
+    model = quiet(ES, n_episodes=2, fitness_shaping="none")
+    outcomes = [Outcome(float(value), 1, None, {}) for value in range(9)]  # the parent's last
+    assert model._returns(outcomes).tolist() == [0.5, 2.5, 4.5, 6.5]
+    assert model._shaped_bonus(torch.arange(8.0)).tolist() == [0.5, 2.5, 4.5, 6.5]
+
+
+@pytest.mark.parametrize("cls", [NSRES, BGES])
+def test_behaviour_far_from_what_is_remembered_is_fit(cls):
+    model = quiet(cls)
+    embeddings = torch.tensor([[1.0], [2.0], [3.0], [9.0], [0.0]])  # the parent's last
+    model._fitness(torch.zeros(4), embeddings)
+    fitness = model._fitness(torch.zeros(4), embeddings)
+    assert fitness.argmax() == 3
+    assert fitness.argmin() == 0
+    memory = model.novelty_bonus if cls is NSRES else model.wasserstein_bonus
+    assert memory.embeddings.tolist() == [[0.0], [0.0]]
+
+
+def test_novelty_is_the_mean_distance_to_as_many_neighbours_as_asked_for():
+    model = quiet(NSRES, n_neighbors=2)
+    for parent in (0.0, 1.0, 50.0):
+        model.novelty_bonus.update(torch.tensor([[parent]]))
+    assert model.novelty_bonus(torch.tensor([[2.0]])).item() == pytest.approx(1.5)
+
+
+def test_the_novel_parents_have_their_turns():
+    model = quiet(NSRES, n_parents=3)
+    model.parents.embeddings = [torch.tensor([[value]]) for value in (0.0, 5.0, 0.0)]
+    model.novelty_bonus.update(torch.tensor([[0.0]]))
+    random = np.random.default_rng(0)
+    assert {model.parents.choose(model.novelty_bonus, random) for _ in range(20)} == {1}
+
+
+def test_weight_decay_shrinks_by_the_rate():
+    model = quiet(ES, learning_rate=0.1, weight_decay=0.5)
+    model.policy.load_from_vector(np.ones(8, np.float32))
+    model._apply(torch.zeros(8))
+    np.testing.assert_allclose(vector(model), 1 - 0.1 * 0.5, rtol=1e-6)

@@ -332,3 +332,32 @@ def test_the_rate_of_the_epochs_may_be_a_schedule(small, chase, fill):
     model.natural_gradient.step = lambda *args: StepReport(False, 0.0, None, None)
     model.train()
     assert all(torch.equal(p, q) for p, q in zip(before, model.actor_parameters, strict=True))
+
+
+def test_penalised_epochs_end_where_the_cap_is_passed_by_half(small, chase, fill, monkeypatch):
+    model = fill(small(BGWNPG, chase(), n_steps=64, target_kl=0.01, n_penalized_epochs=50, policy_batch_size=16))
+    kls, measure = [0.0, 0.0, 0.014, 0.016, 0.02], model.measure
+    measured = iter(kls)
+    monkeypatch.setattr(model, "measure", lambda batch: measure(batch)._replace(kl_divergence=next(measured)))
+    rollout = next(model.rollout_buffer.get(batch_size=None))
+    model._penalized_epochs(begun(model, rollout))
+    assert next(measured) == 0.02
+
+
+def begun(model, rollout):
+    batch = model._policy_batch(rollout)
+    model.behavior_penalty.begin(batch.old_law)
+    return batch
+
+
+def test_gradients_of_penalised_epochs_are_cut(small, chase, fill, monkeypatch):
+    model = fill(small(BGWNPG, chase(), n_steps=64, n_penalized_epochs=1, policy_batch_size=None, max_grad_norm=1e-3))
+    norms, step = [], model.policy.optimizer.step
+
+    def watched():
+        norms.append(torch.cat([q.grad.flatten() for q in model.actor_parameters]).norm().item())
+        step()
+
+    monkeypatch.setattr(model.policy.optimizer, "step", watched)
+    model._penalized_epochs(begun(model, next(model.rollout_buffer.get(batch_size=None))))
+    assert norms == pytest.approx([1e-3], rel=1e-4)

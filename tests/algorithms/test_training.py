@@ -17,6 +17,7 @@ from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from torch import nn
 
 from sb3_wng import NPG, PG, WNPG
+from sb3_wng.algorithms.critic import fit_critic
 
 REGIONS = {
     "closed form": (WNPG, {}),
@@ -554,3 +555,14 @@ def test_wnpg_solves_cart_pole_with_its_settings_in_rl_zoo():
     model.learn(n_timesteps, StopWhenSolved())
     mean_return, _ = evaluate_policy(model, make_vec_env("CartPole-v1", n_envs=10, seed=1), n_eval_episodes=10)
     assert mean_return >= 475
+
+
+def test_the_critic_learns_the_returns_and_nothing_else(small, fill):
+    model = fill(small(WNPG, "Pendulum-v1", n_steps=256, n_critic_updates=300, batch_size=64))
+    rollout = next(model.rollout_buffer.get(batch_size=None))
+    returns = rollout.observations[:, 0] - 2 * rollout.observations[:, 1]
+    rollout = rollout._replace(returns=returns, advantages=torch.randn_like(returns))
+    fit_critic(model, rollout)
+    with torch.no_grad():
+        error = (model.policy.predict_values(rollout.observations).flatten() - returns).square().mean()
+    assert error < 0.1 * returns.var()

@@ -103,13 +103,16 @@ def test_a_checkpoint_brings_back_model_statistics_and_generators(tmp_path):
     run.folder.mkdir(parents=True)
     model = make_model(TINY, "WNPG", REGULATOR, 0).learn(128)
     runner.save_checkpoint(run.folder / "checkpoint", model, [(8, -1.0, 0.5, 0.4)], (2.0, 1.5))
-    expected_draw = torch.rand(3)
+    expected_draw, expected_numbers = torch.rand(3), np.random.rand(3)  # noqa: NPY002  # SB3 draws from it
     restored, episodes, seconds = runner.load_checkpoint(run.folder / "checkpoint", run)
     torch.testing.assert_close(torch.rand(3), expected_draw, rtol=0, atol=0)
+    np.testing.assert_array_equal(np.random.rand(3), expected_numbers)  # noqa: NPY002
     assert (episodes, seconds) == ([(8, -1.0, 0.5, 0.4)], (2.0, 1.5))
     for name, value in model.policy.state_dict().items():
         torch.testing.assert_close(restored.policy.state_dict()[name], value, rtol=0, atol=0)
     np.testing.assert_array_equal(restored.get_vec_normalize_env().obs_rms.mean, model.get_vec_normalize_env().obs_rms.mean)
+    first = make_model(TINY, "WNPG", REGULATOR, 0).get_env()
+    assert not np.allclose(restored.get_env().reset(), first.reset())  # episodes that were played are not played again
 
 
 def test_returns_are_those_of_the_monitor_but_not_rounded(tmp_path):

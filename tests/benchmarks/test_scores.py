@@ -170,3 +170,20 @@ def test_measured_constants_are_never_changed(tmp_path):
     assert known["random"] == "1.25"
     assert float(measured["random"]) < -100
     assert float(measured["random"]) == pytest.approx(scores.random_returns(REGULATOR, 50).mean(), abs=0.01)
+
+
+def test_seeds_of_several_tasks_do_not_add_up_to_a_claim():
+    estimate = scores.mean([np.linspace(0.1, 1, 4)] * 3)
+    assert estimate.n_seeds == 4
+    assert not estimate.is_clear
+
+
+def test_seeds_that_are_not_the_experiments_change_nothing(tmp_path):
+    experiment = make_experiment()
+    rows = make_rows(experiment)
+    write_records(tmp_path / "two.csv", rows)
+    expected = scores.read_runs(tmp_path, experiment)
+    write_records(tmp_path / "two.csv", rows + [row | {"seed": 7, "return": 1e6} for row in rows])
+    pd.testing.assert_frame_equal(
+        scores.read_runs(tmp_path, experiment).reset_index(drop=True), expected.reset_index(drop=True)
+    )

@@ -90,14 +90,17 @@ def test_categorical_fisher_product_is_the_dense_fisher_matrix():
 
 @pytest.mark.parametrize("metric", ["wasserstein", "fisher"])
 @pytest.mark.parametrize("make", [gaussian, categorical])
-def test_distances_agree_with_their_metric_to_second_order(make, metric):
+@pytest.mark.parametrize("std_weight", [1.0, 4.0])
+def test_distances_agree_with_their_metric_to_second_order(make, metric, std_weight):
     law = make()
     generator = torch.Generator().manual_seed(5)
     if make is gaussian:
         tangent = torch.randn(law.coordinates.shape, generator=generator, dtype=torch.float64)
 
         def moved(h):
-            return GaussianLaw(*(law.coordinates + h * tangent).chunk(2, 1))
+            return GaussianLaw(*(law.coordinates + h * tangent).chunk(2, 1), std_weight)
+
+        law = moved(0.0)
     else:
         noise = torch.randn(law.coordinates.shape, generator=generator, dtype=torch.float64)
 
@@ -117,3 +120,13 @@ def test_two_valued_factors_have_the_closed_form_of_a_coin():
     p = torch.tensor([[0.3, 0.7]], dtype=torch.float64)
     change = torch.tensor([[-0.1, 0.1]], dtype=torch.float64)
     assert (change * graph_laplacian_solve(p, change)).sum().item() == pytest.approx(2 * 0.1**2)
+
+
+def test_factors_add_up():
+    p, q = categorical(seed=0), categorical(seed=1)
+    factors = [tuple(CategoricalLaw(part, (part.shape[1],)) for part in law.log_probs.split([3, 2], 1)) for law in (p, q)]
+    pairs = list(zip(*factors, strict=True))
+    assert p.spread().item() == pytest.approx(sum(factor.spread().item() for factor in factors[0]))
+    for distance in ("total_variation", "wasserstein_distance", "kl_divergence"):
+        parts = [getattr(a, distance)(b) for a, b in pairs]
+        torch.testing.assert_close(getattr(p, distance)(q), parts[0] + parts[1])

@@ -16,6 +16,7 @@ from sb3_wng.geometry import (
     GaussNewtonMetric,
     Pathwise,
     ScoreFunction,
+    SumMetric,
     random_points,
     stratified_coordinates,
     vector_jacobian_products,
@@ -416,3 +417,14 @@ def test_batched_jacobian_equals_the_loop_of_backward_passes():
     ]
     expected = torch.stack([parameters_to_vector(row) for row in rows])
     torch.testing.assert_close(vector_jacobian_products(mean, list(policy.parameters()), cotangents), expected)
+
+
+def test_a_sum_of_metrics_is_the_sum_of_their_matrices():
+    generator = torch.Generator().manual_seed(0)
+    factors = [torch.randn(3, 4, generator=generator, dtype=torch.float64) for _ in range(2)]
+    metric = SumMetric([FactoredMetric(factor) for factor in factors], cg_max_steps=20, cg_tolerance=1e-12)
+    expected = sum(factor.T @ factor for factor in factors)
+    torch.testing.assert_close(dense(metric, 4), expected)
+    grad = torch.randn(4, generator=generator, dtype=torch.float64)
+    damped = expected + 0.3 * torch.eye(4, dtype=torch.float64)
+    torch.testing.assert_close(metric.solve(grad, 0.3), torch.linalg.solve(damped, grad))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
-from sb3_wng.geometry import EuclideanMetric, FactoredMetric, GaussNewtonMetric
+from sb3_wng.geometry import BehaviorSample, EuclideanMetric, FactoredMetric, GaussNewtonMetric, Pathwise
 from sb3_wng.optim import (
     FixedRate,
     KernelWassersteinMetric,
@@ -127,9 +127,10 @@ def test_non_finite_numbers_skip_the_step_and_are_counted(bad):
     assert natural.n_skipped.item() == 2
 
 
-def test_a_trial_that_is_not_finite_is_never_accepted():
+@pytest.mark.parametrize("rule", [TrustRegion(radius=1.0), FixedRate(1.0, max_divergence=1e9)], ids=["region", "rate"])
+def test_a_trial_that_is_not_finite_is_never_accepted(rule):
     problem = Quadratic()
-    natural = NaturalGradient(TrustRegion(radius=1.0), damping=0.0)
+    natural = NaturalGradient(rule, damping=0.0)
     report = natural.step(problem.parameters, problem.b, EuclideanMetric(), 0.0, lambda: Trial(float("nan")))
     assert not report.accepted
     assert torch.equal(problem.theta, torch.zeros(2))
@@ -239,3 +240,14 @@ def test_steps_are_finite_and_never_lose_at_any_scale(b, log_radius, log_factor,
 def test_bad_arguments_are_refused_by_name(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_the_kernel_metric_is_scaled_as_it_is_told():
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    noise = torch.randn(200, 2, generator=generator, dtype=torch.float64)
+    sample = BehaviorSample(theta.detach() + noise, Pathwise(theta + noise, [theta]))
+    plain, scaled = (KernelWassersteinMetric(5, seed=0)(sample, scale) for scale in (1.0, 9.0))
+    vector = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    torch.testing.assert_close(scaled.product(vector), 9 * plain.product(vector))
+    assert plain.product(vector).norm() > 0

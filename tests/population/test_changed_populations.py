@@ -89,9 +89,25 @@ class Valued(gym.Env):
 
 
 def test_the_best_particle_is_known_without_monitor():
-    env = DummyVecEnv([lambda value=value: Valued(value) for value in (1.0, 2.0, 5.0, 3.0)])
-    model = SVPG("MlpPolicy", env, "pg", n_particles=4, n_steps=8, seed=0, device="cpu").learn(32)
-    assert model.mean_returns.tolist() == [3, 6, 15, 9]
-    assert int(model.policy.best) == 2
-    model.learn(32, reset_num_timesteps=False)  # the third episode goes on across the rollouts
-    assert model.mean_returns.tolist() == [3, 6, 15, 9]
+    env = DummyVecEnv([lambda value=value: Valued(value) for value in (0.0, 1.0, 4.0, 5.0, 2.0, 3.0)])
+    model = SVPG("MlpPolicy", env, "pg", n_particles=3, n_steps=8, seed=0, device="cpu").learn(48)
+    assert model.mean_returns.tolist() == [1.5, 13.5, 7.5]
+    assert int(model.policy.best) == 1
+    model.learn(48, reset_num_timesteps=False)  # the third episode goes on across the rollouts
+    assert model.mean_returns.tolist() == [1.5, 13.5, 7.5]
+
+
+def test_a_particle_that_becomes_another_takes_over_its_damping(small):
+    model = small("npg", algorithm_kwargs={"adaptive_damping": True})
+    first, second = model.particles[:2]
+    first.learner.natural_gradient.damping.value.fill_(7.0)
+    second.become(first)
+    assert second.learner.natural_gradient.damping.value == 7
+
+
+def test_the_critics_learning_rate_may_be_a_schedule(small, algorithm):
+    model = small(algorithm, algorithm_kwargs={"learning_rate": lambda left: 1e-3 * left} if algorithm != "pg" else {})
+    model.learn(2 * model.n_steps * model.n_envs)
+    rates = [particle.policy.optimizer.param_groups[0]["lr"] for particle in model.particles]
+    if model.kind.has_critic:
+        assert rates == pytest.approx([0.0] * 3)

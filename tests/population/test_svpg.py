@@ -248,6 +248,7 @@ def test_temperatures_follow_their_schedules(small):
     cyclical = CyclicalTemperature(10, 1000, n_cycles=2)
     assert [cyclical(r) for r in (1.0, 0.5, 0.0)] == pytest.approx([1000, 1000, 10])
     assert 10 < cyclical(0.55) < 12 < cyclical(0.8) < 1000
+    assert CyclicalTemperature(10, 1000, n_cycles=1, power=2)(0.5) == pytest.approx(1 / (0.75 / 1000 + 0.25 / 10))
     for wrong in ({"initial": 0}, {"final": -1}):
         with pytest.raises(ValueError, match="must be a finite number > 0"):
             AnnealedTemperature(**wrong)

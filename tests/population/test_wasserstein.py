@@ -160,12 +160,13 @@ def test_constant_and_absent_rewards_have_a_unit():
     assert reward_unit(np.array([[3.0, -4.0]], np.float32)) == pytest.approx(np.sqrt(12.5))
 
 
-def test_the_signal_does_not_depend_on_the_unit_of_rewards_and_embedding(walkers, signals, unpaid):
+@pytest.mark.parametrize("cost", ["euclidean", "sqeuclidean"])
+def test_the_signal_does_not_depend_on_the_unit_of_rewards_and_embedding(walkers, signals, unpaid, cost):
     def kilometres(trajectory):
         return trajectory.observations.flatten() / 1000
 
-    plain = signals(walkers())
-    torch.testing.assert_close(signals(walkers(embedding=kilometres)), plain, rtol=1e-2, atol=1e-3)
+    plain = signals(walkers(cost=cost))
+    torch.testing.assert_close(signals(walkers(cost=cost, embedding=kilometres)), plain, rtol=1e-2, atol=1e-3)
     model, charged = walkers(), []
     rewards = unpaid(model).rewards.copy()
     for scale in (1, 10):
