@@ -7,10 +7,10 @@ root = Path(__file__).parent
 zoo = ["rl_zoo3[plots]>=2.9.2,<3.0", "requests"]  # brings sb3_contrib, and tqdm and rich for progress bars
 envs = ["pybullet", "pybullet_envs_gymnasium>=0.6", "gymnasium[mujoco]"]
 ray = ["ray"]
-benchmarks = ["scipy>=1.15", "filelock", "pandas<3", "matplotlib"]
+benchmarks = [*zoo, *envs, "scipy>=1.15", "filelock", "pandas<3", "matplotlib"]  # peers' settings, and the robots
 docs = ["sphinx", "myst-parser", "furo"]
 tools = ["pytest", "pytest-xdist", "hypothesis", "mypy", "ruff", "tensorboard", "pillow"]
-tests = [*zoo, *envs, *ray, *benchmarks, *docs, *tools]
+tests = [*benchmarks, *ray, *docs, *tools]
 
 setup(
     name="sb3-wng",
@@ -43,7 +43,7 @@ setup(
         "benchmarks": benchmarks,
         "docs": docs,
         "tests": tests,
-        "all": [*zoo, *envs, *ray, *benchmarks],
+        "all": [*benchmarks, *ray],
     },
     entry_points={"console_scripts": ["sb3-wng-zoo = sb3_wng.zoo:main"]},
     classifiers=[

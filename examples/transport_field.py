@@ -23,6 +23,7 @@ from torch.nn.utils import parameters_to_vector
 
 from sb3_wng import WNPG
 from sb3_wng.algorithms.behavior_samples import BehaviorSampler
+from sb3_wng.algorithms.rollouts import flat_rewards
 from sb3_wng.behavior import PerTrajectory, Trajectory
 from sb3_wng.geometry import transport_field
 
@@ -64,7 +65,7 @@ def step_and_field(model: WNPG, points: np.ndarray) -> tuple[np.ndarray, np.ndar
     sampler = BehaviorSampler(
         model.policy, model.actor_parameters, model.observation_space, model.action_space, torch.Generator().manual_seed(0)
     )
-    sample = sampler.trajectories(model.rollout_buffer, PerTrajectory(final_position), EPISODE)
+    sample = sampler.trajectories(model.rollout_buffer, PerTrajectory(final_position), EPISODE, flat_rewards(model))
     step = parameters_to_vector(after) - parameters_to_vector(before)
     field = transport_field(sample, step, torch.from_numpy(points), N_BASIS, generator=torch.Generator().manual_seed(0))
     set_parameters(model, after)

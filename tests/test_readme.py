@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,19 @@ def test_the_picture_of_the_three_metrics_is_drawn(tmp_path):
     run([sys.executable, str(ROOT / "examples" / "three_metrics.py"), "--output", "drawn.png"], tmp_path)
     with Image.open(tmp_path / "drawn.png") as image:
         assert image.width > 800
+
+
+@pytest.mark.parametrize(
+    ("name", "constants"), [("transport_field", {"STAGES": (0, 1), "N_STEPS": 1024}), ("small_tasks", {})]
+)
+def test_pictures_of_steps_and_tasks_are_drawn(name, constants, tmp_path, monkeypatch):
+    script = runpy.run_path(str(ROOT / "examples" / f"{name}.py"))
+    assert constants.keys() <= script.keys()
+    script["main"].__globals__.update(constants)
+    monkeypatch.setattr(sys, "argv", [name, "--output", str(tmp_path / "drawn.png")])
+    script["main"]()
+    with Image.open(tmp_path / "drawn.png") as image:
+        assert image.width > 400
 
 
 @pytest.mark.slow

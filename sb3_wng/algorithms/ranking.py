@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -147,8 +148,7 @@ class _Rollout:
     def __init__(self, model: NaturalPolicyGradient, horizon: int, n_basis: int, log_bandwidth: float, seed: int) -> None:
         self._model, self._horizon = model, horizon
         self._n_basis, self._log_bandwidth, self._seed = n_basis, log_bandwidth, seed
-        buffer = model.rollout_buffer
-        _flatten(buffer)
+        self._buffer = buffer = _flattened(model.rollout_buffer)
         batch = model._policy_batch(buffer._get_samples(np.arange(buffer.buffer_size * buffer.n_envs)))
         self._unit = max(batch.old_law.spread().item(), 1e-12)
         self._estimate = policy_gradient(model.policy, model.actor_parameters, batch)
@@ -202,7 +202,7 @@ class _Rollout:
         if isinstance(embedding, str):
             sample = sampler.actions_and_values(batch, self._estimate)
         else:
-            sample = sampler.trajectories(model.rollout_buffer, embedding, self._horizon, flat_rewards(model))
+            sample = sampler.trajectories(self._buffer, embedding, self._horizon, flat_rewards(model))
         return sample, max(spread(sample.embeddings.detach()), 1e-12)
 
 
@@ -307,9 +307,13 @@ def _collect(model: NaturalPolicyGradient) -> None:
     model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
 
 
-def _flatten(buffer: RolloutBuffer) -> None:
-    """What the first call of ``get`` does, whose shuffling must not change the order of later ones."""
+def _flattened(filled: RolloutBuffer) -> RolloutBuffer:
+    """What the first call of ``get`` makes of a buffer, which itself stays as other callbacks expect it, as does the order in
+    which training will shuffle it."""
+    buffer = copy.copy(filled)
+    buffer.observations = copy.copy(filled.observations)  # of a dict, each part is replaced
     if not buffer.generator_ready:
         state = np.random.get_state()  # noqa: NPY002
         next(buffer.get(batch_size=None))
         np.random.set_state(state)  # noqa: NPY002
+    return buffer

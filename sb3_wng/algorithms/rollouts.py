@@ -94,7 +94,7 @@ def with_plain_rewards(model: OnPolicyAlgorithm, callback: BaseCallback) -> Base
     """An initialized callback, and the one that keeps the rewards."""
     rewards = PlainRewards()
     rewards.init_callback(model)
-    both = CallbackList([callback, rewards])
+    both = CallbackList([rewards, callback])  # the other one may ask for them
     both.model = model
     return both
 

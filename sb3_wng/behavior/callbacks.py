@@ -109,10 +109,7 @@ class BehaviorCallback(BaseCallback):
                 "BehaviorCallback records algorithms that are an OnPolicyAlgorithm or an OffPolicyAlgorithm, "
                 f"{type(self.model).__name__} is neither"
             )
-        if isinstance(self.parent, EventCallback):
-            raise ValueError(
-                f"BehaviorCallback must see every step: give it to learn(), alone or in a list, not to {_name(self.parent)}"
-            )
+        self._refuse_parent()  # again: a list between has none before training
         if self.num_timesteps == 0 or self.training_env.num_envs != self._n_envs:
             self._reset(self.training_env.num_envs)
         self._episode_starts = np.ones(self._n_envs, dtype=bool)
@@ -122,6 +119,15 @@ class BehaviorCallback(BaseCallback):
         if self.plot_dir is not None and self.plot_every is not None:
             self.plot_dir.mkdir(parents=True, exist_ok=True)
         self._logs_figures = self._has_figure_log()
+
+    def _init_callback(self) -> None:
+        self._refuse_parent()
+
+    def _refuse_parent(self) -> None:
+        if isinstance(self.parent, EventCallback):
+            raise ValueError(
+                f"BehaviorCallback must see every step: give it to learn(), alone or in a list, not to {_name(self.parent)}"
+            )
 
     def _on_rollout_start(self) -> None:
         self._executed.clear()
@@ -151,6 +157,12 @@ class BehaviorCallback(BaseCallback):
             self._close_if_due(self.every_n_steps or 0)
 
     def _on_training_end(self) -> None:
+        if self.n_rollouts == 0 and self._steps:
+            warnings.warn(
+                f"BehaviorCallback has recorded nothing in {len(self._steps) * self._n_envs} steps: every_n_steps is "
+                f"{self.every_n_steps or OFF_POLICY_STEPS}, lower it",
+                stacklevel=2,
+            )
         if self.plot_dir is not None and self.plot_every is not None and self._plotted_at < self._recorded_at:
             self._save_figure(self.plot_dir)
 

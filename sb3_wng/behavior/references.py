@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_wng.behavior.embeddings import BehaviorEmbedding
 from sb3_wng.behavior.spaces import environment_major, environment_major_observations, flat_actions, flat_observations
@@ -52,8 +53,9 @@ def collect_trajectories(
     finally:
         if normalizer is not None:
             normalizer.training = was_training
-        if env is model.get_env():
-            model._last_obs = None  # the environment has gone on: further training starts with a reset
+        own = model.get_env()
+        if own is not None and model._last_obs is not None and _innermost(own) & _innermost(env):
+            _start_anew(model, own)  # where further training stood is gone
     observations, actions, rewards, starts = zip(*steps, strict=True)
     return Trajectories.from_steps(
         cut_windows(np.stack(starts), horizon),
@@ -61,6 +63,25 @@ def collect_trajectories(
         flat_actions(environment_major(actions), model.action_space),
         torch.as_tensor(environment_major(rewards)).float(),
     )
+
+
+def _innermost(env: VecEnv) -> set[int]:
+    """Identities of the environments behind all wrappers, of the VecEnv itself where they are out of reach."""
+    inner = env.unwrapped
+    return {id(part.unwrapped) for part in inner.envs} if isinstance(inner, DummyVecEnv) else {id(inner)}
+
+
+def _start_anew(model: BaseAlgorithm, env: VecEnv) -> None:
+    """Reset a model's environment, without a trace in its normalisation; training goes on from there, even a running one."""
+    normalizer = unwrap_vec_normalize(env)
+    was_training = normalizer is not None and normalizer.training
+    if normalizer is not None:
+        normalizer.training = False
+    model._last_obs = env.reset()  # type: ignore[assignment]
+    model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
+    if normalizer is not None:
+        model._last_original_obs = normalizer.get_original_obs()
+        normalizer.training = was_training
 
 
 def check_unnormalizable(env: VecEnv, normalizer: VecNormalize | None) -> None:
@@ -124,6 +145,8 @@ def reference_points(
                 f"reference: its windows have {reference.mask.shape[1]} steps, those that they are compared with {horizon}: "
                 "pass embedding_horizon and collect_trajectories' horizon alike"
             )
+        # a rollout, which it is compared with, does not know where its windows lead
+        reference = replace(reference, final_observations=None)
         reference = reference.actions[reference.mask] if embedding is None else embedding(reference)
     try:
         points = np.asarray(reference.detach().cpu() if isinstance(reference, torch.Tensor) else reference, dtype=np.float32)

@@ -246,15 +246,16 @@ def cloned(timeout: int, n_routes: int, seeds: list[int]) -> list[dict]:
 
 
 def study(path: Path, seeds: list[int]) -> None:
-    """Every combination of target and time-out that the file lacks."""
-    done = {(row["algorithm"], int(row["timeout"])) for row in read_records(path)}
+    """Every combination of target, time-out and seed that the file lacks."""
+    done = {(row["algorithm"], int(row["timeout"]), int(row["seed"])) for row in read_records(path)}
     for timeout in TIMEOUTS:
         for name, n_routes in TARGETS.items():
-            if (name, timeout) not in done:
-                records = train(timeout, n_routes, seeds)
+            if missing := [seed for seed in seeds if (name, timeout, seed) not in done]:
+                records = train(timeout, n_routes, missing)
                 append_records(path, [{"experiment": "grid", "algorithm": name, **record} for record in records])
-                print(name, timeout, [(r["return"], r["greedy_return"]) for r in records[-len(seeds) :]], flush=True)
-            if n_routes and (f"cloning of {name}", timeout) not in done:
-                records = cloned(timeout, n_routes, seeds)
+                print(name, timeout, [(r["return"], r["greedy_return"]) for r in records[-len(missing) :]], flush=True)
+            missing = [seed for seed in seeds if (f"cloning of {name}", timeout, seed) not in done]
+            if n_routes and missing:
+                records = cloned(timeout, n_routes, missing)
                 append_records(path, [{"experiment": "grid", "algorithm": f"cloning of {name}", **r} for r in records])
     print("optimum", route_return(cheapest_route()))

@@ -199,20 +199,23 @@ def take_pictures(folder: Path, seed: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("experiment", choices=["goals", "pictures", "grid"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
-    parser.add_argument("--algorithms", nargs="+", help="names in the table (default: all)")
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: ten, for grid five, for pictures the first")
+    parser.add_argument("--algorithms", nargs="+", help="names in the table of goals (default: all)")
     parser.add_argument("--folder", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    known = settings() if arguments.experiment == "goals" else {}
+    if unknown := set(arguments.algorithms or ()) - set(known):
+        parser.error(f"--algorithms: {arguments.experiment} has no {sorted(unknown)}; it has {list(known)}")
+    seeds = list(dict.fromkeys(arguments.seeds or range(5 if arguments.experiment == "grid" else 10)))
     if arguments.experiment == "pictures":
-        take_pictures(arguments.folder, arguments.seeds[0])
+        take_pictures(arguments.folder, seeds[0])
     elif arguments.experiment == "grid":
-        hill_grid.study(arguments.folder / "multipolicy_grid.csv", arguments.seeds[:5])
+        hill_grid.study(arguments.folder / "multipolicy_grid.csv", seeds)
     else:
         path = arguments.folder / "multipolicy_goals.csv"
         done = {(row["algorithm"], int(row["seed"])) for row in read_records(path)}
-        names = arguments.algorithms or list(settings())
         # all seeds of what matters most come first
-        for name, seed in [(name, seed) for name in names for seed in arguments.seeds]:
+        for name, seed in [(name, seed) for name in dict.fromkeys(arguments.algorithms or known) for seed in seeds]:
             if (name, seed) not in done:
                 record = run(name, seed)
                 append_records(path, [record])

@@ -104,8 +104,7 @@ def load_checkpoint(path: Path, run: Run) -> tuple[BaseAlgorithm, list[Episode],
     """The model of a checkpoint with new environments, the episodes so far, and the seconds they took."""
     state = pickle.loads(path.read_bytes())
     arguments = settings(run.experiment, run.algorithm, run.environment)
-    # Another seed than the run's, lest its first episodes be played again
-    env = make_env(run.environment, arguments, seed=run.seed + 1_000_003 * (1 + len(state["episodes"])))
+    env = make_env(run.environment, arguments, seed=run.seed)
     statistics: VecNormalize | None = pickle.loads(state["normalization"])
     if statistics is not None:
         assert isinstance(env, VecNormalize)
@@ -113,6 +112,8 @@ def load_checkpoint(path: Path, run: Run) -> tuple[BaseAlgorithm, list[Episode],
         env = statistics
     algorithm = algorithm_class(run.experiment.methods[run.algorithm].algorithm)
     model = algorithm.load(io.BytesIO(state["model"]), env=env, device="cpu")
+    # Another seed than the run's, which load() has given it, lest its first episodes be played again
+    env.seed(run.seed + 1_000_003 * (1 + len(state["episodes"])))
     set_generator_states(state["generators"])
     return model, state["episodes"], state["seconds"]
 
@@ -197,7 +198,7 @@ def _train(run: Run, deadline: float, checkpoint_every: int) -> str:
 
 def records(run: Run, episodes: Iterable[Episode]) -> list[dict[str, object]]:
     """One record per bin of steps in which an episode ended: their mean return, and the seconds at the last one's end."""
-    steps, returns, wall, cpu = (np.array(column) for column in zip(*episodes, strict=True))
+    steps, returns, wall, cpu = np.array(list(episodes), dtype=np.float64).reshape(-1, 4).T
     width = run.timesteps // run.experiment.n_bins
     key = {"algorithm": run.algorithm, "environment": run.environment, "seed": run.seed}
     rows: list[dict[str, object]] = []
@@ -306,7 +307,7 @@ def make_runs(
             raise ValueError(f"--{name}: {experiment.name} has no {unknown}; it has {list(known)}")
     return [
         Run(experiment, algorithm, environment, seed, results, work)
-        for seed in (experiment.seeds if seeds is None else seeds)
-        for environment in chosen["environments"]
-        for algorithm in chosen["algorithms"]
+        for seed in dict.fromkeys(experiment.seeds if seeds is None else seeds)
+        for environment in dict.fromkeys(chosen["environments"])
+        for algorithm in dict.fromkeys(chosen["algorithms"])
     ]

@@ -299,6 +299,8 @@ def write_visitation(models: Path, path: Path) -> None:
     for file in sorted(models.glob(f"table-*-{SWING_UP}-*.zip")):
         name = file.stem.removeprefix("table-").partition(f"-{SWING_UP}-")[0].replace("_", " ")
         shares.setdefault(name, []).append(visitation(SVPG.load(file, device="cpu"), seed=1000))
+    if not shares:
+        raise FileNotFoundError(f"{models} has no populations that table has saved (table-*-{SWING_UP}-*.zip)")
     cells = []
     for name, of_seeds in shares.items():
         mean = np.mean(of_seeds, axis=0)

@@ -9,12 +9,13 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import SimpleMultiObsEnv
 
 from sb3_wng import NPG, PG, WNPG, rank_embeddings
 from sb3_wng.algorithms import format_table
 from sb3_wng.algorithms.behavior_samples import STATE_EMBEDDINGS
 from sb3_wng.algorithms.ranking import CONTROLS, _Rollout
-from sb3_wng.behavior import EMBEDDINGS
+from sb3_wng.behavior import EMBEDDINGS, BehaviorCallback
 
 SETTINGS = {"n_basis": 6, "embedding_horizon": 8}
 
@@ -69,7 +70,7 @@ def test_no_direction_gains_more_per_action_or_kl_than_the_metric_of_that_length
 def test_a_gain_is_that_of_the_surrogate_for_a_small_step_of_known_length():
     model = model_of()
     (rank,) = (rank for rank in rank_embeddings(model, [], **SETTINGS) if rank.embedding == "euclidean")
-    batch = model._policy_batch(model.rollout_buffer._get_samples(np.arange(256)))
+    batch = model._policy_batch(next(model.rollout_buffer.get(batch_size=None)))
     estimate = model.policy_gradient(batch)
     before = model.measure(batch).objective
     with torch.no_grad():
@@ -227,3 +228,58 @@ def test_halves_share_no_step_and_no_window_and_take_turns_over_the_environments
     for part in ("steps", "windows"):
         both = torch.cat([getattr(first, part), getattr(second, part)])
         assert torch.equal(both.sort().values, getattr(rollout.whole, part))
+
+
+class Ranking(BaseCallback):
+    """Ranks at the end of every rollout, once with a function that sees its rewards."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def _on_step(self):
+        return True
+
+    def _on_rollout_end(self):
+        def rewards(trajectory):
+            self.seen.append(trajectory.rewards)
+            return trajectory.rewards.sum()
+
+        rank_embeddings(self.model, [rewards], **SETTINGS)
+
+
+class Counted(gym.Wrapper):
+    """Pays the number of steps since it was made."""
+
+    steps = 0
+
+    def step(self, action):
+        observation, _, terminated, truncated, info = super().step(action)
+        self.steps += 1
+        return observation, float(self.steps), terminated, truncated, info
+
+
+def counted(name):
+    np.random.seed(0)  # noqa: NPY002  # SimpleMultiObsEnv draws from it when it is made
+    return Counted(SimpleMultiObsEnv() if name == "dict" else gym.make("Pendulum-v1"))
+
+
+@pytest.mark.parametrize("env", ["box", "dict"])
+def test_asking_at_the_end_of_a_rollout_is_about_that_rollout_and_leaves_it_alone(env):
+    ranking, behavior = Ranking(), BehaviorCallback(lambda trajectory: trajectory.actions.sum(), embedding_horizon=8)
+    policy = "MultiInputPolicy" if env == "dict" else "MlpPolicy"
+    kwargs = {"features_extractor_kwargs": {"cnn_output_dim": 8}} if env == "dict" else {}
+    settings = {
+        "n_steps": 64,
+        "batch_size": 64,
+        "n_critic_updates": 1,
+        "seed": 0,
+        "policy_kwargs": {"net_arch": [8], **kwargs},
+    }
+    model = WNPG(policy, counted(env), **settings).learn(128, [ranking, behavior])
+    rewards = torch.cat(ranking.seen).unique()
+    assert rewards.tolist() == list(range(1, 129))
+    assert behavior.n_rollouts == 2
+    undisturbed = WNPG(policy, counted(env), **settings).learn(128)
+    for name, value in undisturbed.policy.state_dict().items():
+        assert torch.equal(model.policy.state_dict()[name], value)

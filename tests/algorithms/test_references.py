@@ -7,10 +7,11 @@ import torch
 from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from sb3_wng import BGPG, WNPG, WassersteinPopulation
-from sb3_wng.behavior import Trajectory, collect_trajectories, reference_points
+from sb3_wng.behavior import FinalState, Trajectory, collect_trajectories, reference_points
 
 HORIZON = 5
 SAMPLED = {"distance": "sinkhorn", "embedding_horizon": HORIZON}
@@ -101,17 +102,6 @@ def test_an_agent_with_state_dependent_noise_shows_more_than_one_noise():
     assert still.flatten(end_dim=1).std(dim=0).max() < 1e-6
 
 
-def test_training_goes_on_from_a_reset_after_collecting_in_the_own_environment():
-    model = PPO("MlpPolicy", "Pendulum-v1", n_steps=32, device="cpu", seed=0).learn(32)
-    last = model._last_obs
-    collect_trajectories(model, n_steps=10)
-    assert model._last_obs is None
-    assert model.learn(32, reset_num_timesteps=False).num_timesteps == 64
-    model._last_obs = last
-    collect_trajectories(model, "Pendulum-v1", n_steps=10)
-    assert model._last_obs is last
-
-
 def test_frames_stacked_after_normalisation_are_refused_with_the_order_to_use():
     def stacked():
         return VecFrameStack(VecNormalize(DummyVecEnv([lambda: TimeLimit(Spy(), 10)])), 3)
@@ -125,7 +115,7 @@ def test_frames_stacked_after_normalisation_are_refused_with_the_order_to_use():
     BGPG("MlpPolicy", VecNormalize(VecFrameStack(DummyVecEnv([Spy]), 3)), n_steps=16, batch_size=16, **settings)
 
 
-def test_demonstrations_are_cut_into_windows_that_know_where_they_end():
+def test_demonstrations_are_cut_into_windows():
     def walk(n):
         return Trajectory(
             torch.arange(float(n))[:, None], torch.arange(float(n))[:, None], torch.ones(n), torch.tensor([-1.0])
@@ -136,7 +126,9 @@ def test_demonstrations_are_cut_into_windows_that_know_where_they_end():
     embedding = Seen()
     points = reference_points([walk(3), walk(12)], embedding, horizon=HORIZON)
     np.testing.assert_array_equal(points[:, 0], [3, 5, 5, 2])
-    np.testing.assert_array_equal(embedding.windows[0].final_observations[:, 0], [-1, 5, 10, -1])
+    assert embedding.windows[0].final_observations is None  # a rollout's windows, which they meet, do not know theirs
+    ends = reference_points([walk(3), walk(12)], FinalState(), horizon=HORIZON)
+    np.testing.assert_array_equal(ends[:, 0], [2, 4, 9, 11])
     assert embedding.windows[0].actions.shape == (4, HORIZON, 1)
     model = BGPG("MlpPolicy", "Pendulum-v1", n_steps=64, embedding="action_sequence", reference=[walk(3), walk(12)], **SAMPLED)
     assert model.reference.shape == (4, HORIZON)
@@ -169,3 +161,49 @@ def test_paths_of_squashed_actions_start_where_the_rollout_was():
     model.learn(40)
     taken = torch.as_tensor(model.rollout_buffer.actions).reshape(8, HORIZON * 2)
     torch.testing.assert_close(points[0], taken, rtol=1e-3, atol=1e-3)
+
+
+def standing(env):
+    """Where each pendulum of a DummyVecEnv stands, as it is observed."""
+    return np.stack([inner.unwrapped._get_obs() for inner in env.unwrapped.envs])
+
+
+@pytest.mark.parametrize("how", ["its own", "the one it was made of", "inside another normalisation"])
+def test_training_goes_on_from_where_the_environment_is(how):
+    raw = gym.make("Pendulum-v1")
+    vec = VecNormalize(DummyVecEnv([lambda: raw]))
+    model = PPO("MlpPolicy", raw if how == "the one it was made of" else vec, n_steps=16, batch_size=16, device="cpu").learn(
+        16
+    )
+    env = {
+        "its own": None,
+        "the one it was made of": raw,
+        "inside another normalisation": VecNormalize(DummyVecEnv([lambda: raw])),
+    }
+    before = None if how == "the one it was made of" else vec.obs_rms.mean.copy()
+    collect_trajectories(model, env[how], n_steps=40)
+    seen = model._last_obs if before is None else vec.get_original_obs()
+    np.testing.assert_allclose(seen, standing(model.env), atol=1e-5)
+    assert model._last_episode_starts.all()
+    if before is not None:
+        np.testing.assert_array_equal(vec.obs_rms.mean, before)
+    model.learn(16, reset_num_timesteps=False)
+
+
+def test_another_environment_leaves_training_alone():
+    model = PPO("MlpPolicy", "Pendulum-v1", n_steps=16, batch_size=16, device="cpu").learn(16)
+    last = model._last_obs
+    collect_trajectories(model, "Pendulum-v1", n_steps=40)
+    assert model._last_obs is last
+
+
+def test_a_callback_may_collect_between_rollouts():
+    class Collect(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_rollout_end(self):
+            collect_trajectories(self.model, n_steps=40)
+
+    model = PPO("MlpPolicy", "Pendulum-v1", n_steps=16, batch_size=16, device="cpu").learn(48, Collect())
+    assert model.num_timesteps == 48

@@ -494,3 +494,15 @@ def test_works_in_a_list_with_an_evaluation(tmp_path):
     model.learn(256, [evaluation, behavior])
     assert len(behavior.distances) == 1
     assert {"eval/mean_reward", "behavior/distance_to_previous"} <= set().union(*read_log(tmp_path))
+
+
+def test_a_child_of_an_evaluation_is_refused_before_training():
+    evaluation = EvalCallback(gym.make("CartPole-v1"), callback_on_new_best=BehaviorCallback(), eval_freq=10, warn=False)
+    with pytest.raises(ValueError, match="must see every step"):
+        cartpole().learn(64, evaluation)
+
+
+def test_a_training_too_short_to_record_anything_is_warned_of():
+    model = DQN("MlpPolicy", "CartPole-v1", learning_starts=10, device="cpu")
+    with pytest.warns(UserWarning, match="recorded nothing in 32 steps: every_n_steps is 2048"):
+        model.learn(30, BehaviorCallback())

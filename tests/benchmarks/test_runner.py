@@ -111,8 +111,11 @@ def test_a_checkpoint_brings_back_model_statistics_and_generators(tmp_path):
     for name, value in model.policy.state_dict().items():
         torch.testing.assert_close(restored.policy.state_dict()[name], value, rtol=0, atol=0)
     np.testing.assert_array_equal(restored.get_vec_normalize_env().obs_rms.mean, model.get_vec_normalize_env().obs_rms.mean)
-    first = make_model(TINY, "WNPG", REGULATOR, 0).get_env()
-    assert not np.allclose(restored.get_env().reset(), first.reset())  # episodes that were played are not played again
+    starts = []
+    for env in (make_model(TINY, "WNPG", REGULATOR, 0).get_env(), restored.get_env()):
+        env.reset()
+        starts.append(env.get_original_obs())
+    assert not np.allclose(*starts)  # episodes that were played are not played again
 
 
 def test_returns_are_those_of_the_monitor_but_not_rounded(tmp_path):
@@ -225,6 +228,15 @@ def test_a_failing_run_does_not_stop_the_others(tmp_path, capsys):
     assert "failed: ValueError: target_kl" in output
     assert {row["algorithm"] for row in read(runs[0])} == {"PPO"}
     assert "to finish:" in output
+
+
+def test_a_run_named_twice_is_run_once(tmp_path):
+    runs = make_runs(TINY, tmp_path, tmp_path, ["WNPG", "WNPG"], [REGULATOR, REGULATOR], [0, 0])
+    assert len(runs) == 1
+
+
+def test_a_run_in_which_no_episode_ends_has_no_rows(tmp_path):
+    assert runner.records(make_run(tmp_path), []) == []
 
 
 def test_new_columns_do_not_break_old_files(tmp_path):

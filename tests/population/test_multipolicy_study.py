@@ -51,6 +51,9 @@ def test_runs_are_recorded_and_reported(tmp_path, monkeypatch):
     n_rows = len(pd.read_csv(folder / "multipolicy_grid.csv"))
     hill_grid.study(folder / "multipolicy_grid.csv", [0, 1])
     assert len(pd.read_csv(folder / "multipolicy_grid.csv")) == n_rows == 2 * (3 * 20 + 2)
+    hill_grid.study(tmp_path / "more.csv", [0])
+    hill_grid.study(tmp_path / "more.csv", [0, 1])  # only what is missing
+    assert len(pd.read_csv(tmp_path / "more.csv")) == n_rows
     text = multipolicy_report.section(folder)
     assert f"{record['found'] // 2} of 1 runs" in text
     assert "| cloning of one route | 2 of 2" in text
@@ -100,3 +103,20 @@ def test_policies_that_repel_find_one_goal_each():
     together, alone = (multipolicy_study.run(name, 105) for name in ("repelled", "independent"))
     assert (together["found"], alone["found"]) == (2, 1)
     assert float(together["return_worst"]) > -16
+
+
+@pytest.mark.parametrize("experiment", ["goals", "grid"])
+def test_unknown_names_are_refused_before_anything_runs(experiment, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["multipolicy_study", experiment, "--algorithms", "nonsense"])
+    with pytest.raises(SystemExit):
+        multipolicy_study.main()
+    assert "has no ['nonsense']" in capsys.readouterr().err
+
+
+def test_the_grids_seeds_are_those_asked_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(hill_grid, "study", lambda path, seeds: asked.append(seeds))
+    for arguments in ([], ["--seeds", *map(str, range(7))]):
+        monkeypatch.setattr("sys.argv", ["multipolicy_study", "grid", *arguments])
+        multipolicy_study.main()
+    assert asked == [[0, 1, 2, 3, 4], list(range(7))]

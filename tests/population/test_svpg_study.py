@@ -209,6 +209,14 @@ def test_cross_entropy_runs_are_recorded_as_others(tiny, tmp_path, monkeypatch):
     assert len(str(records[-1]["particle_returns"]).split()) == 4
 
 
+def test_visits_of_nobody_leave_the_file_alone(tmp_path):
+    path = tmp_path / "svpg_visitation.csv"
+    path.write_text("share\n1\n")
+    with pytest.raises(FileNotFoundError, match="has no populations"):
+        svpg_study.write_visitation(tmp_path, path)
+    assert path.read_text() == "share\n1\n"
+
+
 def test_visits_are_shares_of_the_time(tmp_path):
     model = svpg_study.make_model(
         svpg_study.Setting({"n_particles": 4, "algorithm": "pg"}, n_columns=4), svpg_study.SWING_UP, 0
