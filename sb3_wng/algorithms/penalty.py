@@ -232,14 +232,13 @@ class BehaviorPenalty(nn.Module):
             self.coefficient /= 1.5
         self.coefficient.clamp_(1e-4, 1e4)
 
-    def get_extra_state(self) -> dict[str, bool]:
-        return {"is_adaptive": self.is_adaptive}
-
-    def set_extra_state(self, state: dict[str, bool]) -> None:
-        """Nothing: ``_load_from_state_dict`` has used it."""
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not self.is_adaptive:  # a setting is no state; adapted ones are never 0
+            destination[f"{prefix}coefficient"] = th.zeros_like(self.coefficient)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        if not (self.is_adaptive and state_dict[f"{prefix}_extra_state"]["is_adaptive"]):
+        if not (self.is_adaptive and state_dict.get(f"{prefix}coefficient", 0) > 0):
             state_dict[f"{prefix}coefficient"] = self.coefficient  # the setting, which load() may have been given
         if not hasattr(self, "samples"):  # the distance that was saved may be another one
             for key in [key for key in state_dict if key.startswith((f"{prefix}samples.", f"{prefix}memory."))]:

@@ -152,7 +152,7 @@ def test_parameters_can_be_exchanged_between_models(build, weights):
     other.set_parameters(parameters)
     check_equal_state(other, model)
     held = {"policy", "policy.optimizer", "natural_gradient", "behavior_penalty"}
-    assert set(parameters) == held | ({"kernel_metric"} if model.uses_kernel else set())
+    assert set(parameters) == held | {"kernel_metric"}
 
 
 def test_exact_matches_refuse_missing_and_unknown_parameters(build, weights):
