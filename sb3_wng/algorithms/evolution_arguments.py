@@ -40,7 +40,7 @@ def check_evolution_arguments(model: EvolutionStrategy) -> None:
         raise ValueError(f"natural_coef must be <= 1, or directions may descend, got {model.natural_coef}")
     if not (is_finite_number(model.novelty_weight) and 0 <= model.novelty_weight <= 1):
         raise ValueError(f"novelty_weight must be in [0, 1], got {model.novelty_weight!r}")
-    for name, other, others in (
+    for name, alternative, is_alternative in (
         ("delta_std", " or a schedule", callable(model.delta_std)),
         ("damping", "", False),
         ("max_grad_norm", " or None", model.max_grad_norm is None),
@@ -48,8 +48,8 @@ def check_evolution_arguments(model: EvolutionStrategy) -> None:
         ("episode_timeout", " or None", model.episode_timeout is None),
     ):
         value = getattr(model, name)
-        if not (others or (is_finite_number(value) and value > 0)):
-            raise ValueError(f"{name} must be a finite number > 0{other}, got {value!r}")
+        if not (is_alternative or (is_finite_number(value) and value > 0)):
+            raise ValueError(f"{name} must be a finite number > 0{alternative}, got {value!r}")
     if not (is_finite_number(model.weight_decay) and model.weight_decay >= 0):
         raise ValueError(f"weight_decay must be a finite number >= 0, got {model.weight_decay!r}")
     if not (model.env_failure == "raise" or is_finite_number(model.env_failure)):

@@ -154,20 +154,21 @@ class BehaviorPenalty(nn.Module):
             self.memory = Memory(seed)
 
     def begin(self, law: ActionLaw) -> None:
-        """Fix the unit of a rollout, for single actions."""
+        """Fix the unit of a rollout, and the noise of its samples, for single actions."""
+        is_sampled = self.distance in ("dual", "sinkhorn")
+        if is_sampled:
+            assert isinstance(law, GaussianLaw)
+            self.rollout_noise = self._noise(law)
         if self.distance == "kl":
             unit = 0.5 * law.n_actions
         elif self.reference is None:
-            unit = law.spread().item() * (self.n_resampled if self.distance in ("dual", "sinkhorn") else 1)
+            unit = law.spread().item() * (self.n_resampled if is_sampled else 1)
         else:
             assert isinstance(law, GaussianLaw)
-            points = self._points(law, self._noise(law))
+            points = self._points(law, self.rollout_noise)
             check_dimensions(points.shape[1], self.reference.shape[1])
             unit = spread(th.cat([points, self.reference.to(points)]))
         self.standing = Standing(0.0, max(unit, 1e-12))
-        if self.distance in ("dual", "sinkhorn"):
-            assert isinstance(law, GaussianLaw)
-            self.rollout_noise = self._noise(law)
 
     def weigh(self, distance: th.Tensor) -> th.Tensor:
         """The term of the loss, shape ()."""

@@ -105,9 +105,9 @@ def test_a_particle_that_becomes_another_takes_over_its_damping(small):
     assert second.learner.natural_gradient.damping.value == 7
 
 
-def test_the_critics_learning_rate_may_be_a_schedule(small, algorithm):
-    model = small(algorithm, algorithm_kwargs={"learning_rate": lambda left: 1e-3 * left} if algorithm != "pg" else {})
+@pytest.mark.parametrize("name", ["a2c", "npg", "wnpg"])
+def test_the_critics_learning_rate_may_be_a_schedule(small, name):
+    model = small(name, algorithm_kwargs={"learning_rate": lambda left: 1e-3 * left})
     model.learn(2 * model.n_steps * model.n_envs)
     rates = [particle.policy.optimizer.param_groups[0]["lr"] for particle in model.particles]
-    if model.kind.has_critic:
-        assert rates == pytest.approx([0.0] * 3)
+    assert rates == pytest.approx([0.0] * 3)
