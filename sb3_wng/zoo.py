@@ -11,18 +11,23 @@ import difflib
 import functools
 import importlib
 import importlib.resources
+import importlib.util
 import runpy
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from gymnasium.error import DependencyNotInstalled
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_wng import BGES, BGPG, BGWNES, BGWNPG, ES, NPG, NSRES, PG, SVPG, WNES, WNPG, WassersteinPopulation
+from sb3_wng.population import AnnealedCoefficient, AnnealedTemperature, CyclicalTemperature
 
 if TYPE_CHECKING:
     import optuna
@@ -32,6 +37,7 @@ ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"wnpg": WNPG, "bgwnpg": BGWNPG, "b
 POPULATIONS: dict[str, type[BaseAlgorithm]] = {"svpg": SVPG, "wassersteinpopulation": WassersteinPopulation}
 STRATEGIES: dict[str, type[BaseAlgorithm]] = {"es": ES, "wnes": WNES, "bges": BGES, "bgwnes": BGWNES, "nsres": NSRES}
 OURS = {**ALGORITHMS, **POPULATIONS, **STRATEGIES}
+SCHEDULES = (AnnealedTemperature, CyclicalTemperature, AnnealedCoefficient)  # of temperature and wasserstein_coef
 
 MODEL_SCRIPTS = ("train", "enjoy", "record_video", "record_training")  # these are given one --algo and one --env
 PLOT_SCRIPTS = ("plots.plot_train", "plots.all_plots", "plots.plot_from_file")
@@ -177,7 +183,7 @@ def convert_evolution_strategy_params(sampled_params: dict[str, Any]) -> dict[st
 
 
 def _with_our_schedules(preprocess: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """RL-Zoo's reader of ``lin_x``, which has a fixed list of arguments, for more of ours."""
+    """RL-Zoo's reader of ``lin_x``, which has a fixed list of arguments, for more of ours; and our schedules by name."""
     from rl_zoo3.utils import linear_schedule
 
     @functools.wraps(preprocess)
@@ -186,9 +192,21 @@ def _with_our_schedules(preprocess: Callable[[dict[str, Any]], dict[str, Any]]) 
             value = hyperparams.get(name)
             if isinstance(value, str) and value.startswith("lin_"):
                 hyperparams[name] = linear_schedule(value.removeprefix("lin_"))
+        for name in ("temperature", "wasserstein_coef"):
+            if isinstance(hyperparams.get(name), str):
+                hyperparams[name] = _schedule(name, hyperparams[name])
         return preprocess(hyperparams)
 
     return with_our_schedules
+
+
+def _schedule(name: str, text: str) -> Schedule:
+    """``AnnealedTemperature(100, 1)`` and the like, evaluated as RL-Zoo evaluates ``policy_kwargs``."""
+    try:
+        return eval(text, {"__builtins__": {}}, {schedule.__name__: schedule for schedule in SCHEDULES})
+    except (NameError, SyntaxError, TypeError, ValueError) as error:
+        names = ", ".join(schedule.__name__ for schedule in SCHEDULES)
+        _fail(f"{name} must be a number, or one of {names} with arguments: AnnealedTemperature(100, 1). Got {text!r}: {error}")
 
 
 def register() -> None:
@@ -229,6 +247,20 @@ def hyperparams_file(algo: str, is_published: bool = False) -> Path:
     return path
 
 
+def _settings_of_version_4(algo: str, env_id: str) -> list[str]:
+    """Arguments that give version 5 of a MuJoCo task the settings that RL-Zoo has for version 4, in place of its defaults."""
+    import yaml
+
+    entries = yaml.safe_load(importlib.resources.files("rl_zoo3").joinpath(f"hyperparams/{algo}.yml").read_text())
+    version_4 = env_id.removesuffix("-v5") + "-v4"
+    if env_id in entries or version_4 not in entries:
+        return []
+    path = Path(tempfile.mkdtemp(prefix="sb3_wng_")) / f"{algo}.yml"
+    path.write_text(yaml.safe_dump({env_id: entries[version_4]}))
+    print(f"RL-Zoo has no settings for {env_id} and would take its defaults; these are its settings for {version_4}")
+    return ["--conf-file", str(path)]
+
+
 def _fail(message: str) -> NoReturn:
     print(f"sb3_wng.zoo: {message}", file=sys.stderr)
     raise SystemExit(2)
@@ -260,6 +292,8 @@ def _check_environment(env_id: str, gym_packages: Sequence[str]) -> None:
     import gymnasium
 
     for package in gym_packages:
+        if importlib.util.find_spec(package.partition(".")[0]) is None:
+            _fail(f"--gym-packages {package} is not installed")
         importlib.import_module(package)
     if env_id in gymnasium.registry:
         return
@@ -322,12 +356,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             _check_environment(options.env, options.gym_packages)
             if script == "train" and options.conf_file in (None, "published") and options.algo in OURS:
                 arguments += ["--conf-file", str(hyperparams_file(options.algo, options.conf_file == "published"))]
+            elif script == "train" and options.conf_file is None and options.env.endswith("-v5"):
+                arguments += _settings_of_version_4(options.algo, options.env)
         _run(script, arguments)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in ZOO_EXTRA:
             raise
         _fail(f"{missing} is not installed: pip install 'sb3-wng[zoo]'")
+    except DependencyNotInstalled as error:  # a task's simulator
+        _fail(f"{error}. Simulators come with: pip install 'sb3-wng[envs]'")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """RL-Zoo runs our algorithms with our hyperparameters, and its mistakes come back as one line."""
 
-import importlib
+import importlib.resources
 import inspect
 import os
 import subprocess
@@ -38,6 +38,8 @@ TASKS = """
     CartPole-v1 Pendulum-v1 Acrobot-v1 MountainCar-v0 MountainCarContinuous-v0
     default atari
 """.split()
+WALLS = {"PointWall-v0", "AntWall-v0"}
+RLLAB = {f"Rllab{task}-v0" for task in ("CartPoleSwingUp", "DoublePendulum", "CartPole", "MountainCar")}
 SMALL = ("n_envs:1", "n_steps:64", "batch_size:32", "n_critic_updates:2")
 CLASSES = {**zoo.ALGORITHMS, **zoo.STRATEGIES}
 ALGORITHMS = pytest.mark.parametrize("algo", sorted(CLASSES))
@@ -83,10 +85,10 @@ PUBLISHED = sorted(path.stem for path in (zoo.hyperparams_file("wnpg").parent / 
 
 @pytest.mark.parametrize("algo", PUBLISHED)
 def test_published_settings_cover_the_papers_tasks_and_are_known_to_the_constructor(algo):
-    known = ZOO_KEYS | set(inspect.signature(CLASSES[algo]).parameters)
+    known = ZOO_KEYS | set(inspect.signature(zoo.OURS[algo]).parameters)
     settings = yaml.safe_load(zoo.hyperparams_file(algo, is_published=True).read_text())
     robots = {task for task in TASKS if "Bullet" in task and "InvertedPendulum" not in task}
-    assert set(settings) == ({"PointWall-v0", "AntWall-v0"} if algo in zoo.STRATEGIES else robots)
+    assert set(settings) == (WALLS if algo in zoo.STRATEGIES else RLLAB if algo == "svpg" else robots)
     for env_id, hyperparams in settings.items():
         assert set(hyperparams) <= known, env_id
 
@@ -99,11 +101,22 @@ def test_published_settings_train_by_their_name(tmp_path):
 
 @ALGORITHMS
 def test_every_task_has_an_entry_and_every_entry_is_a_task(algo):
-    importlib.import_module("sb3_wng.benchmarks.linear_quadratic")  # registers the regulator
     zoo.register()
     tasks = set(read_hyperparams(algo))
     assert set(TASKS) <= tasks
     assert tasks - {"default", "atari"} <= set(gymnasium.registry)
+
+
+@pytest.mark.parametrize(
+    ("algo", "tasks"),
+    [
+        *((algo, WALLS) for algo in zoo.STRATEGIES),
+        ("svpg", RLLAB),
+        ("wassersteinpopulation", {"TwoGoals-v0", "HalfCheetahBulletEnv-v0"}),
+    ],
+)
+def test_tasks_of_the_studies_have_entries(algo, tasks):
+    assert tasks <= set(read_hyperparams(algo))
 
 
 @ALGORITHMS
@@ -117,7 +130,6 @@ def test_numbers_in_the_files_are_numbers(algo):
 
 
 def test_npg_radius_grows_with_the_number_of_actions():
-    importlib.import_module("sb3_wng.benchmarks.linear_quadratic")  # registers the regulator
     zoo.register()
     for env_id, hyperparams in read_hyperparams("npg").items():
         if env_id not in ("default", "atari"):
@@ -143,6 +155,48 @@ def test_radii_may_fall_linearly(tmp_path):
     arguments = "train --algo wnpg --env Pendulum-v1 -n 128 --eval-freq -1 --log-interval 1"
     output = launch(*arguments.split(), "-params", *SMALL, "target_kl:'lin_0.02'", "target_distance:'lin_0.04'", cwd=tmp_path)
     assert "wasserstein_distance" in output
+
+
+def test_schedules_of_temperature_and_coefficient_are_read_by_name(capsys):
+    zoo.register()
+    from rl_zoo3.exp_manager import ExperimentManager
+
+    given = {"temperature": "AnnealedTemperature(100, final=1)", "wasserstein_coef": "AnnealedCoefficient(-1.0, -0.1, 0.5)"}
+    read = ExperimentManager._preprocess_schedules(dict(given))
+    assert read["temperature"](0.5) == pytest.approx(10)
+    assert read["wasserstein_coef"](0.5) == pytest.approx(-0.1)
+    assert ExperimentManager._preprocess_schedules({"temperature": 3.0}) == {"temperature": 3.0}
+    for text in ("lin_100", "AnnealedTemperature(0, 1)", "AnnealedTemperature(", "AnnealedTemperature(1, 2, 3)"):
+        with pytest.raises(SystemExit):
+            ExperimentManager._preprocess_schedules({"temperature": text})
+        assert "temperature must be a number, or one of AnnealedTemperature" in capsys.readouterr().err
+
+
+def test_version_5_of_a_mujoco_task_gets_rl_zoos_settings_for_version_4(monkeypatch, capsys):
+    started = []
+    monkeypatch.setattr(zoo, "_run", lambda script, arguments: started.append(arguments))
+    zoo.main(["train", "--algo", "trpo", "--env", "Hopper-v5"])
+    path = Path(started[0][started[0].index("--conf-file") + 1])
+    entry = yaml.safe_load(importlib.resources.files("rl_zoo3").joinpath("hyperparams/trpo.yml").read_text())["Hopper-v4"]
+    assert yaml.safe_load(path.read_text()) == {"Hopper-v5": entry}
+    assert "Hopper-v4" in capsys.readouterr().out
+    for arguments in (["--env", "Reacher-v5"], ["--env", "CartPole-v1"], ["--env", "Hopper-v5", "--conf-file", "mine.yml"]):
+        zoo.main(["train", "--algo", "trpo", *arguments])
+        assert started[-1] == ["--algo", "trpo", *arguments]  # no settings for either, none needed, or the user's own
+
+
+def test_a_missing_simulator_and_a_missing_package_of_tasks_are_named_in_one_line(monkeypatch, capsys):
+    def without_mujoco(script, arguments):
+        raise gymnasium.error.DependencyNotInstalled("MuJoCo is not installed")
+
+    monkeypatch.setattr(zoo, "_run", without_mujoco)
+    for arguments, message in (
+        (["--env", "Hopper-v5"], "sb3_wng.zoo: MuJoCo is not installed. Simulators come with: pip install 'sb3-wng[envs]'\n"),
+        (["--gym-packages", "nowhere.envs"], "sb3_wng.zoo: --gym-packages nowhere.envs is not installed\n"),
+    ):
+        with pytest.raises(SystemExit):
+            zoo.main(["train", "--algo", "wnpg", *arguments])
+        assert capsys.readouterr().err == message
 
 
 def test_registering_twice_changes_nothing():

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 METRICS = ("closed_form", "kernel", "combined", "fisher", "euclidean")
 STEP_RULES = ("trust_region", "fixed_rate", "optimizer")
 OPTIONAL = ("target_kl", "policy_batch_size", "actor_learning_rate")  # may be None
+DEFAULT_TARGET_DISTANCE = 0.02
 SCHEDULES = ("target_distance", "target_kl", "step_size", "actor_learning_rate")  # may be functions of remaining progress
 
 
@@ -31,7 +32,8 @@ def check_policy_gradient_arguments(model: NaturalPolicyGradient) -> None:
     """:raises ValueError: (AssertionError for the rollout's size, as SB3) naming the argument and what it may be"""
     if not issubclass(model.policy_class, ActorCriticPolicy):
         raise ValueError(
-            f"policy: {model.policy_class.__name__} is no ActorCriticPolicy: it has no law of actions or no values"
+            f"policy: {model.policy_class.__name__} is no ActorCriticPolicy: without a density of actions there is no "
+            "likelihood gradient and no KL, and without values no critic. Evolution strategies (ES, WNES, ...) need neither"
         )
     if "RecurrentActorCriticPolicy" in [base.__name__ for base in model.policy_class.__mro__]:  # Contrib's, an extra
         raise ValueError(f"policy: {model.policy_class.__name__} is recurrent, and recurrent policies are not supported")
@@ -88,6 +90,8 @@ def warn_of_no_effect(model: NaturalPolicyGradient) -> None:
         unused.append(f"embedding has no effect with metric={model.metric!r} and without a penalty: pass metric='kernel'")
     if model.diagonal_damping and model.metric != "kernel":
         unused.append(f"diagonal_damping has no effect with metric={model.metric!r}")
+    if model.target_distance != DEFAULT_TARGET_DISTANCE and model.step_rule != "trust_region" and not model.adaptive_coef:
+        unused.append(f"target_distance has no effect with step_rule={model.step_rule!r} and without adaptive_coef=True")
     for message in unused:
         warnings.warn(message, stacklevel=7)
 

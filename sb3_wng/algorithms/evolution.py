@@ -22,7 +22,7 @@ from sb3_wng.algorithms.arguments import make_schedule
 from sb3_wng.algorithms.evaluation import Candidate, Evaluator, Generation, Outcome, WorkerLostError, noise, stack_embeddings
 from sb3_wng.algorithms.evaluators import make_evaluator
 from sb3_wng.algorithms.evolution_arguments import check_evolution_arguments
-from sb3_wng.algorithms.evolution_policies import EvolutionPolicy, ImplicitPolicy, LinearPolicy, ToeplitzPolicy
+from sb3_wng.algorithms.evolution_policies import SPECIAL_POLICIES, EvolutionPolicy
 from sb3_wng.algorithms.meta_population import MetaPopulation
 from sb3_wng.algorithms.search_direction import antithetic_gradient, clip_direction, natural_direction, shape_fitness
 from sb3_wng.algorithms.step_counter import StepCounter
@@ -52,9 +52,7 @@ class EvolutionStrategy(BaseAlgorithm):
         "MlpPolicy": EvolutionPolicy,
         "CnnPolicy": EvolutionPolicy,
         "MultiInputPolicy": EvolutionPolicy,
-        "LinearPolicy": LinearPolicy,
-        "ToeplitzPolicy": ToeplitzPolicy,
-        "ImplicitPolicy": ImplicitPolicy,
+        **SPECIAL_POLICIES,
     }
     policy: EvolutionPolicy
 

@@ -307,3 +307,11 @@ def default_features_extractor(space: spaces.Space) -> type[BaseFeaturesExtracto
     if isinstance(space, spaces.Dict):
         return CombinedExtractor
     return NatureCNN if is_image_space(space) else FlattenExtractor
+
+
+# Policies that only evolution strategies can train, by alias
+SPECIAL_POLICIES: dict[str, type[BasePolicy]] = {
+    "LinearPolicy": LinearPolicy,
+    "ToeplitzPolicy": ToeplitzPolicy,
+    "ImplicitPolicy": ImplicitPolicy,
+}

@@ -207,9 +207,7 @@ class BehaviorPenalty(nn.Module):
 
     def signal(self, points: th.Tensor) -> th.Tensor:
         """What to take from the advantages of each window, shape (n,); its points (n, d) are what the next rollout meets."""
-        target = self.memory.points if self.reference is None else self.reference
-        if self.reference is None and target is not None and target.shape[1] != points.shape[1]:
-            target = None  # load() was given another embedding
+        target = self.memory.recall(points.shape[1]) if self.reference is None else self.reference
         self.memory.points = points if self.reference is None else None
         if target is None:  # the first rollout
             self.standing = None
@@ -256,6 +254,21 @@ class Memory(nn.Module):
         super().__init__()
         self.generator = th.Generator().manual_seed(int(th.randint(2**31, ())) if seed is None else seed)
         self.points: th.Tensor | None = None  # of the last rollout, shape (n, d)
+        self._is_loaded = False
+
+    def recall(self, dim: int) -> th.Tensor | None:
+        """The last rollout's points, ``None`` if there are none or ``load()`` was given another embedding than theirs.
+
+        :raises ValueError: for an embedding whose dimension changes between rollouts
+        """
+        is_loaded, self._is_loaded = self._is_loaded, False
+        if self.points is None or self.points.shape[1] == dim:
+            return self.points
+        if not is_loaded:
+            raise ValueError(
+                f"embedding: its points have dimension {dim}, in the rollout before they had {self.points.shape[1]}"
+            )
+        return None
 
     def get_extra_state(self) -> dict[str, Any]:
         return {"generator": self.generator.get_state(), "points": self.points}
@@ -263,6 +276,7 @@ class Memory(nn.Module):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.generator.set_state(state["generator"].cpu())
         self.points = state["points"]
+        self._is_loaded = True
 
 
 def check_dimensions(d: int, d_reference: int) -> None:

@@ -25,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sb3_wng.algorithms.action_laws import action_law, actor_and_critic_parameters
 from sb3_wng.algorithms.arguments import check_policy_gradient_arguments, make_schedule, minibatch_size
 from sb3_wng.algorithms.critic import fit_critic
+from sb3_wng.algorithms.evolution_policies import SPECIAL_POLICIES
 from sb3_wng.algorithms.guidance import begin_penalty, embed_reference, end_penalty, make_penalty
 from sb3_wng.algorithms.penalty import BehaviorPenalty
 from sb3_wng.algorithms.policy_metrics import policy_metrics
@@ -69,6 +70,7 @@ class NaturalPolicyGradient(BoundedProgress):
         "MlpPolicy": ActorCriticPolicy,
         "CnnPolicy": ActorCriticCnnPolicy,
         "MultiInputPolicy": MultiInputActorCriticPolicy,
+        **SPECIAL_POLICIES,  # which are refused with the reason
     }
 
     def __init__(
@@ -334,7 +336,8 @@ class NaturalPolicyGradient(BoundedProgress):
     def _log_policy_update(self, reports: list[StepReport], measured: Measurement) -> None:
         ratios = [report.reduction_ratio for report in reports if report.reduction_ratio is not None]
         self.logger.record("train/policy_objective", measured.objective)
-        self.logger.record("train/wasserstein_distance", measured.wasserstein_distance)
+        if self.penalty is None or self.penalty.embedding is None:  # else it is the distance between trajectories
+            self.logger.record("train/wasserstein_distance", measured.wasserstein_distance)
         self.logger.record("train/kl_divergence_loss", measured.kl_divergence)
         self.logger.record("train/is_line_search_success", np.mean([report.accepted for report in reports]))
         self.logger.record("train/step_scale", np.mean([report.scale for report in reports]))

@@ -103,10 +103,15 @@ class PerTrajectory:
                 f"got shapes {', '.join(map(str, sorted(shapes)))}"
             )
         embeddings = torch.stack(points).reshape(len(points), -1)
-        if not torch.isfinite(embeddings).all():
-            row = int((~torch.isfinite(embeddings)).any(dim=1).nonzero()[0])
-            raise ValueError(f"embedding {self.name!r} returned non-finite numbers: {embeddings[row].tolist()}")
+        check_finite_points(embeddings, self.name)
         return embeddings.to(trajectories.observations)
+
+
+def check_finite_points(points: Tensor, name: str) -> None:
+    """:raises ValueError: naming the embedding, with the first of its points that is not finite"""
+    is_finite = torch.isfinite(points).all(dim=1)
+    if not is_finite.all():
+        raise ValueError(f"embedding {name!r} returned non-finite numbers: {points[~is_finite][0].tolist()}")
 
 
 def _as_numbers(value: Any) -> Tensor:
@@ -133,13 +138,14 @@ class Checked:
         return self.embedding.is_pathwise
 
     def __call__(self, trajectories: Trajectories) -> Tensor:
-        """:raises ValueError: naming the embedding, for what is not a tensor of shape (n, d)"""
+        """:raises ValueError: naming the embedding, for what is not a tensor of finite numbers of shape (n, d)"""
         points = self.embedding(trajectories)
         if not isinstance(points, Tensor) or points.ndim != 2 or len(points) != len(trajectories):
             got = f"shape {tuple(points.shape)}" if isinstance(points, Tensor) else type(points).__name__
             raise ValueError(
                 f"embedding {self.name!r} must return points of shape (n, d) for n = {len(trajectories)} windows, got {got}"
             )
+        check_finite_points(points, self.name)
         return points
 
 

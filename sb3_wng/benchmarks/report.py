@@ -317,15 +317,15 @@ def jacobian_table(cost: pd.DataFrame) -> str:
 
 # Text for the CSV files of a folder, in the order of the page; empty while an experiment has none
 SECTIONS: tuple[Callable[[Path], str], ...] = (
-    cost_section,
-    penalty_cost.section,
-    toy_report.section,
     *(lambda folder, e=experiment: learning_section(e, folder) for experiment in EXPERIMENTS.values()),
+    toy_report.section,
+    evolution_report.section,
+    svpg_report.section,
+    multipolicy_report.section,
     unseen_states.section,
     conditioning.section,
-    svpg_report.section,
-    evolution_report.section,
-    multipolicy_report.section,
+    cost_section,
+    penalty_cost.section,
 )
 
 

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from sb3_wng.benchmarks.figures import save
 from sb3_wng.benchmarks.markdown import markdown, number
+from sb3_wng.benchmarks.scores import MIN_PAIRS, mean
 
 TITLES = {
     "table": "Table 1 of the paper: best return of a particle (published), iterations to within 5 % of it",
@@ -26,6 +27,8 @@ TITLES = {
     "weights": "The same on CartPole: growing weights, and larger ones at first",
 }
 MODES = ("svpg", "radial, no interaction", "joint", "independent")  # what the other settings of the ablations vary
+CONTROL = "radial, no interaction"
+TRIAL_SEEDS = (0, 1, 2)  # on which settings of the ablations were looked for: no claim rests on them
 COLUMNS = ["best", "best at the end", "mean at the end", "repulsion ratio", "parameter norm", "seeds"]
 
 
@@ -76,6 +79,25 @@ def table_of_settings(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=COLUMNS)
 
 
+def differences(runs: pd.DataFrame) -> str:
+    """Settings less the control, paired by seed; the empty text while none has enough seeds for a claim."""
+    kept = runs[~runs.seed.isin(TRIAL_SEEDS)].set_index(["seed", "share", "algorithm"])[["best at the end", "mean at the end"]]
+    by_setting = kept.unstack("algorithm").swaplevel(axis="columns")
+    lines = []
+    for name in runs.algorithm.unique():
+        if name == CONTROL or not {name, CONTROL} <= set(by_setting.columns.levels[0]):
+            continue
+        pairs = (by_setting[name] - by_setting[CONTROL]).dropna()
+        if len(pairs) >= MIN_PAIRS:
+            estimates = {column: mean([values.to_numpy()]) for column, values in pairs.items()}
+            texts = [f"{column} {e.value:+.0f} [{e.low:+.0f}, {e.high:+.0f}]" for column, e in estimates.items()]
+            lines.append(f"- {name}: {', '.join(texts)} ({len(pairs)} seeds)")
+    if not lines:
+        return ""
+    title = f'Less "{CONTROL}", paired by seed, with 95 % bootstrap intervals; without the seeds that settings were tried on:'
+    return "\n".join([title, "", *lines])
+
+
 def best_first(runs: pd.DataFrame) -> list[str]:
     """Settings in the order of what their best particles return at the end."""
     return list(runs.groupby("algorithm")["best at the end"].mean().sort_values(ascending=False).index)
@@ -109,6 +131,8 @@ def section(folder: Path) -> str:
             table = table.loc[best_first(runs)]
         seeds = f" Seeds {', '.join(map(str, sorted(runs.seed.unique())))}." if name == "table" else ""
         parts.append(f"### {title}\n\nShare of the published iterations: {shares(runs)}.{seeds}\n\n{markdown(table)}")
+        if name == "ablations":
+            parts += filter(None, [differences(runs)])
         parts.append(f"![{title}](svpg_{name}.png)")
     return "## SVPG\n\n" + "\n\n".join(parts) + "\n" if parts else ""
 

@@ -123,6 +123,7 @@ def ablations() -> dict[str, Setting]:
         "prior std 1": {"prior_std": 1.0},
         "selection": {"selection_interval": 20},
         "independent, selection": {"mode": "independent", "selection_interval": 20},
+        "radial, selection": {"mode": "radial", "selection_interval": 20},
         "annealed temperature": {"temperature": AnnealedTemperature(100.0, 1.0)},
         "cyclical temperature": {"temperature": CyclicalTemperature(10.0, 1000.0)},
         "PyTorch's initialisation": pytorch,

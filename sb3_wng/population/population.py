@@ -45,6 +45,7 @@ class Population(BoundedProgress):
     """
 
     size_arguments: ClassVar[tuple[str, str]] = ("n_particles", "n_envs_per_particle")  # as users know them
+    own_log_names: ClassVar[tuple[str, ...]] = ()  # mean something else for the population than for a particle
     policy: PopulationPolicy  # type: ignore[assignment]
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": ActorCriticPolicy,
@@ -315,7 +316,8 @@ class Population(BoundedProgress):
 
     def log_means(self) -> None:
         """Log what the actors are like, and the means over the particles of what they have logged themselves."""
-        names = {name: None for particle in self.particles for name in particle.learner.logger.name_to_value}
+        logged = {name: None for particle in self.particles for name in particle.learner.logger.name_to_value}
+        names = [name for name in logged if name not in self.own_log_names]
         for name in names:
             values = [p.learner.logger.name_to_value[name] for p in self.particles if name in p.learner.logger.name_to_value]
             # what the population records itself comes before; the means of an update that was not dumped are replaced

@@ -91,6 +91,7 @@ class WassersteinPopulation(Population):
     """
 
     size_arguments = ("n_policies", "n_envs_per_policy")
+    own_log_names = ("train/wasserstein_distance",)
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.sac.policies import SACPolicy
 from stable_baselines3.td3.policies import TD3Policy
 
-from sb3_wng import BGPG, BGWNPG, NPG, PG, WNPG
+from sb3_wng import BGPG, BGWNPG, NPG, PG, WNPG, ImplicitPolicy
 from sb3_wng.behavior import FinalState
 
 ALL = (WNPG, NPG, PG, BGPG, BGWNPG)
@@ -119,6 +119,13 @@ def test_unknown_policies_are_refused_by_name(build, policy):
 @pytest.mark.parametrize("policy", [SACPolicy, TD3Policy])
 def test_policies_without_a_law_of_actions_are_refused(build, policy):
     with pytest.raises(ValueError, match=f"policy.*{policy.__name__}"):
+        build("Pendulum-v1", policy)
+
+
+@pytest.mark.parametrize("policy", ["LinearPolicy", "ToeplitzPolicy", "ImplicitPolicy", ImplicitPolicy])
+def test_policies_that_only_evolution_strategies_train_are_refused_with_the_reason(build, policy):
+    name = policy if isinstance(policy, str) else policy.__name__
+    with pytest.raises(ValueError, match=rf"policy: {name} .* no likelihood gradient and no KL.*Evolution strategies \(ES"):
         build("Pendulum-v1", policy)
 
 
@@ -289,6 +296,33 @@ def test_an_embedding_object_that_returns_no_points_is_named(small, cls, setting
         model.learn(64)
 
 
+class Changing:
+    """Points of one dimension more at every call, or not finite."""
+
+    is_pathwise = False
+
+    def __init__(self, value=0.0):
+        self.value, self.n_calls = value, 0
+
+    def __call__(self, trajectories):
+        self.n_calls += 1
+        return trajectories.rewards[:, :1].repeat(1, 1 if self.value else self.n_calls) + self.value
+
+
+@pytest.mark.parametrize(("cls", "settings"), [(WNPG, {"metric": "kernel"}), (BGPG, {"distance": "sinkhorn"})])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_embedding_object_that_returns_numbers_that_are_not_finite_is_named(small, cls, settings, value):
+    model = small(cls, embedding=Changing(value), embedding_horizon=4, **settings)
+    with pytest.raises(ValueError, match="embedding 'Changing' returned non-finite numbers"):
+        model.learn(64)
+
+
+def test_an_embedding_that_changes_its_dimension_between_rollouts_is_refused(small):
+    model = small(BGPG, embedding=Changing(), embedding_horizon=4, distance="sinkhorn")
+    with pytest.raises(ValueError, match="embedding: its points have dimension 2, in the rollout before they had 1"):
+        model.learn(2 * 64)
+
+
 def test_a_class_is_no_embedding(small):
     with pytest.raises(ValueError, match=r"not a class: pass FinalState\(\)"):
         small(WNPG, metric="kernel", embedding=FinalState)
@@ -306,6 +340,15 @@ def test_what_has_no_effect_is_warned_of(small, settings, message):
         small(WNPG, **settings)
     with pytest.raises(ValueError, match="embedding must be"):
         small(WNPG, embedding="nonsense")
+
+
+def test_a_target_that_nothing_aims_at_is_warned_of(small, recwarn):
+    with pytest.warns(UserWarning, match="target_distance has no effect with step_rule='optimizer' and without adaptive_coef"):
+        small(BGPG, target_distance=0.5)
+    recwarn.clear()
+    small(BGPG, target_distance=0.5, adaptive_coef=True)
+    small(WNPG, target_distance=0.5)
+    assert not [str(warning.message) for warning in recwarn if "target_distance" in str(warning.message)]
 
 
 @pytest.mark.parametrize("value", [-1, 0.5])

@@ -19,7 +19,6 @@ pytest.importorskip("pybullet_envs_gymnasium")
 from sb3_wng.benchmarks import __main__ as command_line
 from sb3_wng.benchmarks import checkpoints, runner
 from sb3_wng.benchmarks.experiments import NO_CRITIC, REGULATOR, Experiment, Method, make_model
-from sb3_wng.benchmarks.linear_quadratic import CURVATURE, GAIN, LinearQuadraticEnv, P, Q, R
 from sb3_wng.benchmarks.records import append_records
 from sb3_wng.benchmarks.runner import ALREADY_FINISHED, FINISHED, PAUSED, TAKEN, Run, make_runs, run_all, train
 
@@ -270,28 +269,6 @@ def test_bad_arguments_are_refused_before_training(arguments, message, tmp_path,
 def test_the_list_counts_finished_runs(capsys):
     assert command_line.main(["list"]) == 0
     assert "first_learning" in capsys.readouterr().out
-
-
-# --- The regulator ---
-
-
-def test_the_regulators_reward_is_the_excess_of_its_cost_over_the_optimum():
-    env = LinearQuadraticEnv()
-    env.reset(seed=0)
-    for _ in range(20):
-        x, u = env._state.copy(), np.random.default_rng(1).normal(size=2)
-        _, reward, *_ = env.step(u)
-        x_next = env._state
-        cost = x @ Q @ x + u @ R @ u + x_next @ P @ x_next - x @ P @ x
-        assert -reward == pytest.approx(cost, rel=1e-9)
-
-
-def test_nothing_beats_the_regulators_optimum():
-    env = LinearQuadraticEnv()
-    env.reset(seed=0)
-    assert all(np.linalg.eigvalsh(CURVATURE) > 0)
-    assert env.step(-GAIN @ env._state)[1] == pytest.approx(0, abs=1e-12)
-    assert env.step(-GAIN @ env._state + [0.1, 0])[1] < -1e-4
 
 
 def test_a_policy_without_critic_stays_without_one_and_learns(tmp_path):

@@ -150,6 +150,26 @@ def test_ablations_are_shown_best_first(tmp_path, monkeypatch):
     assert rows[2:] == names[::-1]
 
 
+def runs_of(returns, seeds):
+    """Runs of two settings as the summary has them; ``returns`` by setting is a function of the seed."""
+    rows = [
+        {"algorithm": name, "seed": seed, "share": 0.3, "best at the end": value(seed), "mean at the end": 2 * value(seed)}
+        for name, value in returns.items()
+        for seed in seeds
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_settings_are_compared_with_the_control_by_seed_and_not_on_seeds_of_trials():
+    control = svpg_report.CONTROL
+    returns = {control: lambda seed: 10 * seed, "near": lambda seed: 10 * seed + (1000 if seed < 3 else 7)}
+    text = svpg_report.differences(runs_of(returns, range(13)))
+    assert "- near: best at the end +7 [+7, +7], mean at the end +14 [+14, +14] (10 seeds)" in text
+    assert text.count("- ") == 1  # the control is not compared with itself
+    assert svpg_report.differences(runs_of(returns, range(12))) == ""
+    assert svpg_report.differences(runs_of({"near": returns["near"]}, range(13))) == ""
+
+
 def test_best_returns_and_the_iterations_to_come_close_are_read_off_the_curve():
     curve = pd.DataFrame({"return_best": [0, 96, 100, 90], "iteration": [1, 2, 3, 4], "return_mean": 1.0})
     constant = {"algorithm": "a", "environment": "e", "seed": 0, "share": 1.0, "repulsion_ratio": 0.5, "parameter_norm": 2.0}

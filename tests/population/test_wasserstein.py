@@ -322,6 +322,14 @@ def test_distances_and_coefficients_are_logged(walkers):
     pairs = [written[f"particles/wasserstein_distance_{i:02d}_{j:02d}"] for i, j in ((0, 1), (0, 2), (1, 2))]
     assert written["train/wasserstein_distance"] == pytest.approx(np.mean(pairs))
     assert written["train/wasserstein_distance_min"] == min(pairs)
+    # an update after the last dump leaves the distance that its rollout had, not how far natural gradients stepped
+    model.learn(20 * 90, log_interval=None)
+    left = model.logger.name_to_value
+    assert left["train/wasserstein_distance"] == pytest.approx(
+        np.mean([left[f"particles/wasserstein_distance_{p}"] for p in ("00_01", "00_02", "01_02")])
+    )
+    model.learn(20 * 90)
+    assert "train/wasserstein_distance" not in model.logger.name_to_value
     assert written["train/wasserstein_coef"] == pytest.approx(-0.1)
     assert written["train/reference_coef"] == 1
     assert written["train/reference_distance"] > 0
@@ -367,6 +375,7 @@ def test_the_shipped_hyperparameters_build_a_population_for_every_task():
     import optuna
     import rl_zoo3.hyperparams_opt
     import yaml
+    from rl_zoo3.exp_manager import ExperimentManager
 
     from sb3_wng import zoo
 
@@ -376,6 +385,7 @@ def test_the_shipped_hyperparameters_build_a_population_for_every_task():
         assert set(entry) <= known | {"n_timesteps", "n_envs", "normalize"}, env_id
         assert entry["n_envs"] % entry.get("n_policies", 2) == 0
         assert env_id == "default" or env_id in gymnasium.registry
+        entry = ExperimentManager._preprocess_schedules(entry)
         arguments = {key: value for key, value in entry.items() if key in known - {"policy", "policy_kwargs"}}
         WassersteinPopulation("MlpPolicy", "Pendulum-v1", **arguments, device="cpu")
     trial = optuna.create_study().ask()

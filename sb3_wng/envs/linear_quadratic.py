@@ -18,11 +18,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.envs.registration import register
 from numpy.typing import NDArray
 from scipy.linalg import solve_discrete_are
-from stable_baselines3.common.policies import ActorCriticPolicy
-from torch import Tensor, nn
 
 A = 0.95 * np.array([[0.9, 0.3, 0.0, 0.1], [-0.3, 0.9, 0.1, 0.0], [0.0, -0.1, 0.8, 0.4], [-0.1, 0.0, -0.4, 0.8]])
 B = np.array([[0.5, 0.0], [0.3, 0.2], [0.0, 0.5], [-0.2, 0.3]])
@@ -50,25 +47,3 @@ class LinearQuadraticEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         excess = action + GAIN @ self._state
         self._state = A @ self._state + B @ action
         return self._state.astype(np.float32), -float(excess @ CURVATURE @ excess), False, False, {}
-
-
-class NoCriticPolicy(ActorCriticPolicy):
-    """Values that are always zero, as the regulator's are at its optimum: advantages without a critic's errors.
-
-    A learned critic's errors stay when the policy's spread, and with it what its samples can tell, has vanished.
-    """
-
-    def _build(self, lr_schedule: Any) -> None:
-        super()._build(lr_schedule)
-        self.value_net = _Zero(self.mlp_extractor.latent_dim_vf)
-
-
-class _Zero(nn.Linear):
-    def __init__(self, n_features: int) -> None:
-        super().__init__(n_features, 1)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return 0 * super().forward(features)  # still a function of parameters, which optimisers expect
-
-
-register("LinearQuadratic-v0", entry_point=f"{__name__}:LinearQuadraticEnv", max_episode_steps=8)
