@@ -60,8 +60,8 @@ class BGWNES(EvolutionStrategy):
         square distance between candidates, coordinates standardised; usually 0.1 to 1. ``None``: squared distances in the
         embedding's own units, which the farthest candidates decide (the papers)
     :param embedding: What is called the behaviour of an episode: ``"final_state"`` (the observation that its last step
-        returned), ``"reward_to_go"``, ``"action_sequence"``, ``"state_visitation"``, or a function of one
-        :class:`~sb3_wng.behavior.Trajectory`
+        returned), ``"reward_to_go"``, ``"action_sequence"``, ``"state_visitation"``, ``"state_sequence"``, or a function of
+        one :class:`~sb3_wng.behavior.Trajectory`
     :param embedding_horizon: Steps of an episode that the embedding gets, at most; ``None``: the environment's time
         limit
     :param n_episodes: Episodes per candidate, whose mean return counts

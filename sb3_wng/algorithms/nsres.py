@@ -43,8 +43,8 @@ class NSRES(EvolutionStrategy):
     :param n_parents: Parents that take turns, chosen in proportion to their novelty; the policy is the one updated
         last. The original has 5, which share the budget
     :param embedding: What is called the behaviour of an episode: ``"final_state"`` (the observation that its last step
-        returned), ``"reward_to_go"``, ``"action_sequence"``, ``"state_visitation"``, or a function of one
-        :class:`~sb3_wng.behavior.Trajectory`
+        returned), ``"reward_to_go"``, ``"action_sequence"``, ``"state_visitation"``, ``"state_sequence"``, or a function of
+        one :class:`~sb3_wng.behavior.Trajectory`
     :param embedding_horizon: Steps of an episode that the embedding gets, at most; ``None``: the environment's time
         limit
     :param n_episodes: Episodes per candidate, whose mean return counts

@@ -77,7 +77,7 @@ def rank_embeddings(
     empty buffer is filled, which steps the environment as in ``learn``. Nothing else of the model changes. Call it between
     calls of ``learn`` or from a callback's ``on_rollout_end``.
 
-    :param model: ``WNPG``, ``NPG`` or ``PG``, whatever metric it learns with
+    :param model: any of the policy gradients (``WNPG``, ``NPG``, ``PG``, ``BGPG``, ``BGWNPG``), whatever metric it learns with
     :param embeddings: aliases or functions as for ``WNPG``; all aliases if ``None``
     :param n_basis: of the kernel metrics; each half should hold twice as many windows
     :param embedding_horizon: steps per window of a trajectory
@@ -88,7 +88,7 @@ def rank_embeddings(
     :raises ValueError: naming the argument
     """
     if not isinstance(model, NaturalPolicyGradient):
-        raise ValueError(f"model must be a WNPG, NPG or PG, got {type(model).__name__}")
+        raise ValueError(f"model must be a WNPG, NPG, PG, BGPG or BGWNPG, got {type(model).__name__}")
     named = _named_embeddings(embeddings)
     numbers = SimpleNamespace(n_basis=n_basis, embedding_horizon=embedding_horizon, seed=seed)
     check_integers(numbers, n_basis=1, embedding_horizon=1, seed=0)

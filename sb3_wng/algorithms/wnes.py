@@ -51,8 +51,8 @@ class WNES(EvolutionStrategy):
         of its own; usually 0.01 to 1. (Not ``cg_damping``: the solve is direct)
     :param diagonal_damping: Damp each parameter in proportion to its influence on the behaviour (the released code)
     :param embedding: What is called the behaviour of an episode: ``"final_state"`` (the observation that its last step
-        returned), ``"reward_to_go"``, ``"action_sequence"``, ``"state_visitation"``, or a function of one
-        :class:`~sb3_wng.behavior.Trajectory`
+        returned), ``"reward_to_go"``, ``"action_sequence"``, ``"state_visitation"``, ``"state_sequence"``, or a function of
+        one :class:`~sb3_wng.behavior.Trajectory`
     :param embedding_horizon: Steps of an episode that the embedding gets, at most; ``None``: the environment's time
         limit
     :param n_episodes: Episodes per candidate, whose mean return counts

@@ -1,8 +1,12 @@
-"""``python -m sb3_wng.benchmarks list | run EXPERIMENT | report | random-returns``."""
+"""``python -m sb3_wng.benchmarks list | run EXPERIMENT | report | random-returns``.
+
+Studies that are no comparison of learning curves have modules and arguments of their own; ``run STUDY`` hands over to them.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
 
@@ -10,6 +14,19 @@ from sb3_wng.benchmarks.experiments import EXPERIMENTS
 from sb3_wng.benchmarks.records import RESULTS, WORK
 
 TOY = "gaussian_toy"
+STUDIES = {
+    "conditioning": "Fig. 3: eigenvalues of the surrogate, and where the metric gains",
+    "embedding_ranks": "what the natural gradient of each embedding would gain",
+    "unseen_states": "how far an update moves states that its rollout does not show",
+    "evolution_study": "evolution strategies before a wall (Fig. 4)",
+    "svpg_study": "SVPG's table, temperature, population size and ablations",
+    "multipolicy_study": "policies that attract or repel: two goals, and routes on a grid",
+    "gait_study": "two gaits of one robot",
+    "update_cost": "what an update costs",
+    "penalty_cost": "what a behaviour penalty costs",
+    "svpg_speed": "how fast populations collect experience",
+    "evolution_speed": "how fast evolution strategies' workers are",
+}
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -17,7 +34,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="experiments and how much of them is finished")
     run = commands.add_parser("run", help="run an experiment, or what is left of it")
-    run.add_argument("experiment", choices=[*EXPERIMENTS, TOY])
+    run.add_argument(
+        "experiment", choices=[*EXPERIMENTS, TOY, *STUDIES], help="studies have arguments of their own: STUDY --help"
+    )
     run.add_argument("--seeds", type=int, nargs="+", help="(default: the experiment's)")
     run.add_argument("--algorithms", nargs="+", metavar="NAME", help="names in the tables (default: all)")
     run.add_argument("--environments", nargs="+", metavar="ID", help="(default: all)")
@@ -45,6 +64,15 @@ def list_experiments(results: Path, work: Path) -> None:
         size = f"{len(experiment.methods)} methods, {len(experiment.environments)} tasks, {len(experiment.seeds)} seeds"
         print(f"{name:22} {done:4}/{len(runs)} runs   {size}")
     print(f"{TOY:22} {'done' if (results / f'{TOY}.csv').exists() else 'to do'}")
+    print("\nStudies, with arguments of their own (run STUDY --help):")
+    for name, description in STUDIES.items():
+        print(f"{name:22} {description}")
+
+
+def run_study(name: str, arguments: list[str]) -> None:
+    """Hand over to a study's own command line."""
+    sys.argv = [f"{name}.py", *arguments]
+    importlib.import_module(f"sb3_wng.benchmarks.{name}").main()
 
 
 def run_experiment(parsed: argparse.Namespace) -> bool:
@@ -65,7 +93,11 @@ def run_experiment(parsed: argparse.Namespace) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parsed = parse_arguments(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["run"] and len(given) > 1 and given[1] in STUDIES:
+        run_study(given[1], given[2:])
+        return 0
+    parsed = parse_arguments(given)
     if parsed.command == "list":
         list_experiments(parsed.results, WORK)
     elif parsed.command == "run":

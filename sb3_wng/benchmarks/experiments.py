@@ -77,6 +77,7 @@ class Experiment:
 
 HOPPER, CHEETAH, WALKER = "HopperBulletEnv-v0", "HalfCheetahBulletEnv-v0", "Walker2DBulletEnv-v0"
 PENDULUM, REACHER, REGULATOR = "InvertedDoublePendulumBulletEnv-v0", "ReacherBulletEnv-v0", "LinearQuadratic-v0"
+SWING_UP, ANT = "Pendulum-v1", "AntBulletEnv-v0"
 
 # RL-Zoo's settings of TRPO for PyBullet's robots, less the length of the rollout
 TRPO_ROBOTS = {"n_envs": 2, "batch_size": 128, "cg_max_steps": 25, "n_critic_updates": 20, "learning_rate": 1e-3}
@@ -142,13 +143,17 @@ RL_ZOO = Published(
 
 POLICY_GRADIENTS = Experiment(
     "policy_gradients",
-    "Our methods with the settings in `zoo_hyperparams/`, WNPG also as published (5 functions, one learning rate, without the "
-    "paper's sweep); PPO at SB3's defaults and at RL-Zoo's settings, which are tuned for runs ten times as long; TRPO at "
-    "RL-Zoo's settings, and with a rollout of 2 x 512 steps and otherwise RL-Zoo's settings for the robots. Ours were tuned "
+    "Our methods with the settings in `zoo_hyperparams/`. WNPG's have a `std_weight` of 2 for these tasks, Fisher's "
+    "weighting of the spread, with which it differs from NPG only where action dimensions have different spreads (on the "
+    "pendulum, with one action, in nothing but the line search); with 1 it is the Wasserstein metric. It is also run as "
+    "published (5 functions, one learning rate, without the paper's sweep). PPO at SB3's defaults and at RL-Zoo's settings, "
+    "which are tuned for runs ten times as long; TRPO at Contrib's defaults, at RL-Zoo's settings (on the pendulum 8 x 2048 "
+    "steps per rollout), and with a rollout of 2 x 512 steps and otherwise RL-Zoo's settings for the robots. Ours were tuned "
     "on other seeds of HalfCheetah and InvertedDoublePendulum; the pendulum's settings, and BGWNPG's on HalfCheetah, were "
     "looked for after these seeds had been seen. PPO and TRPO were not tuned here.",
     {
         "WNPG": Method("WNPG", "wnpg"),
+        "WNPG, std_weight 1": Method("WNPG", "wnpg", PROPER),
         "NPG": Method("NPG", "npg"),
         "PG": Method("PG", "pg"),
         "BGPG": Method("BGPG", "bgpg"),
@@ -157,6 +162,7 @@ POLICY_GRADIENTS = Experiment(
         "WNPG, published": Method("WNPG", "published/wnpg"),
         "PPO": Method("PPO"),
         "PPO, RL-Zoo": Method("PPO", "rl_zoo3/ppo"),
+        "TRPO, defaults": Method("TRPO"),
         "TRPO": Method("TRPO", "rl_zoo3/trpo"),
         "TRPO 2 x 512": TRPO_HALF,
     },
@@ -165,6 +171,15 @@ POLICY_GRADIENTS = Experiment(
     baselines=("WNPG", "NPG", "PPO", "TRPO", "TRPO 2 x 512"),
     saturating=(PENDULUM,),
     published=(PAPER, RL_ZOO),
+)
+
+# Table 1 and Fig. 2 of the paper, at half of its longest runs
+MILLION = replace(
+    POLICY_GRADIENTS,
+    name="policy_gradients_1m",
+    description="The comparison above at a million steps, with two tasks more; on fresh seeds.",
+    environments=dict.fromkeys((HOPPER, CHEETAH, WALKER, PENDULUM, REACHER, ANT), 1_000_000),
+    seeds=tuple(range(70, 80)),
 )
 
 PENDULUM_SETTINGS = Experiment(
@@ -269,9 +284,10 @@ DETERMINISTIC_OPTIMUM_CRITIC = replace(
 
 PRECISE_REACHING = Experiment(
     "precise_reaching",
-    "Methods of the deterministic-optimum study, chosen by it, on a robot that has to hold its hand at a goal.",
+    "Methods of the deterministic-optimum study, chosen by it, on a robot that has to hold its hand at a goal, and on a "
+    "pendulum that has to be swung up and held still.",
     FEWER,
-    {REACHER: 300_000},
+    {REACHER: 300_000, SWING_UP: 200_000},
     DETERMINISTIC_OPTIMUM.seeds,
 )
 
@@ -282,6 +298,7 @@ EXPERIMENTS = {
         DETERMINISTIC_OPTIMUM,
         DETERMINISTIC_OPTIMUM_CRITIC,
         PRECISE_REACHING,
+        MILLION,
         KERNEL_VARIANTS,
         FIRST_LEARNING,
         PENDULUM_SETTINGS,

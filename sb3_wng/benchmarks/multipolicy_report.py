@@ -78,7 +78,11 @@ def section(folder: Path) -> str:
     parts = []
     goals, grid, gaits = (folder / f"multipolicy_{name}.csv" for name in ("goals", "grid", "gaits"))
     if goals.exists():
-        parts.append(f"### Two goals in a plane, and four\n\n{markdown(goals_table(pd.read_csv(goals)))}")
+        text = (
+            "`python -m sb3_wng.benchmarks.multipolicy_study goals`: two policies (four) on TwoGoals, whose paths are "
+            "compared, by NPG with a repulsion that falls; a goal is found if a policy's path ends near it."
+        )
+        parts.append(f"### Two goals in a plane, and four\n\n{text}\n\n{markdown(goals_table(pd.read_csv(goals)))}")
     if (folder / "multipolicy_paths.csv").exists():
         parts.append("![Paths of two policies that repel each other, and their potentials](two_goals.png)")
     if gaits.exists():
@@ -92,6 +96,7 @@ def section(folder: Path) -> str:
         parts.append(f"### Two gaits of one robot\n\n{text}\n\n{markdown(gaits_table(pd.read_csv(gaits)))}")
     if grid.exists():
         text = (
+            "`python -m sb3_wng.benchmarks.multipolicy_study grid`: attraction to given routes by REINFORCE, and cloning. "
             f"Runs whose greedy policy gets {_second_best():.0f} or more (the best is {route_return(cheapest_route()):.0f}), "
         )
         text += "and the mean return of the last 600 episodes. CPU seconds per run, of runs that were trained side by side."

@@ -16,6 +16,7 @@ from sb3_wng.benchmarks import (
     figures,
     multipolicy_report,
     penalty_cost,
+    speed_report,
     svpg_report,
     toy_report,
     unseen_states,
@@ -326,6 +327,8 @@ SECTIONS: tuple[Callable[[Path], str], ...] = (
     conditioning.section,
     cost_section,
     penalty_cost.section,
+    speed_report.population_section,
+    speed_report.evolution_section,
 )
 
 

@@ -20,7 +20,7 @@ from sb3_wng.benchmarks.markdown import markdown, number
 from sb3_wng.benchmarks.scores import MIN_PAIRS, mean
 
 TITLES = {
-    "table": "Table 1 of the paper: best return of a particle (published), iterations to within 5 % of it",
+    "table": "Table 1 of Liu et al. 2017: best return of a particle (published), iterations to within 5 % of it",
     "temperature": "Temperature on CartPoleSwingUp (published, read off the figure)",
     "population_size": "Population size at equal total steps, REINFORCE on CartPoleSwingUp",
     "ablations": "What SVPG is made of, REINFORCE on CartPoleSwingUp",
@@ -130,7 +130,8 @@ def section(folder: Path) -> str:
         if name == "ablations":
             table = table.loc[best_first(runs)]
         seeds = f" Seeds {', '.join(map(str, sorted(runs.seed.unique())))}." if name == "table" else ""
-        parts.append(f"### {title}\n\nShare of the published iterations: {shares(runs)}.{seeds}\n\n{markdown(table)}")
+        command = f"`python -m sb3_wng.benchmarks.svpg_study {name}`, with `--share` for a share of the published iterations"
+        parts.append(f"### {title}\n\n{command}, here: {shares(runs)}.{seeds}\n\n{markdown(table)}")
         if name == "ablations":
             parts += filter(None, [differences(runs)])
         parts.append(f"![{title}](svpg_{name}.png)")

@@ -206,7 +206,7 @@ def test_bad_arguments_are_refused_by_name(arguments, message):
 
 
 def test_a_model_of_another_family_is_refused():
-    with pytest.raises(ValueError, match="model must be a WNPG, NPG or PG, got PPO"):
+    with pytest.raises(ValueError, match="model must be a WNPG, NPG, PG, BGPG or BGWNPG, got PPO"):
         rank_embeddings(PPO("MlpPolicy", "Pendulum-v1"))
 
 

@@ -268,7 +268,18 @@ def test_bad_arguments_are_refused_before_training(arguments, message, tmp_path,
 
 def test_the_list_counts_finished_runs(capsys):
     assert command_line.main(["list"]) == 0
-    assert "first_learning" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "first_learning" in printed
+    assert "svpg_study " in printed
+
+
+@pytest.mark.parametrize("study", command_line.STUDIES)
+def test_studies_are_run_by_name_with_arguments_of_their_own(study, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["kept"])
+    with pytest.raises(SystemExit) as stop:
+        command_line.main(["run", study, "--help"])
+    assert stop.value.code == 0
+    assert f"usage: {study}.py" in capsys.readouterr().out
 
 
 def test_a_policy_without_critic_stays_without_one_and_learns(tmp_path):

@@ -1,10 +1,14 @@
 """Potentials learnt from a stream of samples end where POT's solvers end."""
 
+import numpy as np
 import ot
 import pytest
 import torch
+from torch import nn
+from torch.distributions import Categorical, Independent, Normal
 
 from sb3_wng.geometry import AlternatingDual, KernelDual, SemiDiscreteDual, SinkhornDual
+from sb3_wng.geometry.transport import cost_matrix
 
 REG = 0.3
 
@@ -149,3 +153,60 @@ def test_what_cannot_be_solved_is_refused(case):
     make, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# --- With policies: the potential of visited behaviour, by the score function ---
+
+ATOMS = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
+TARGET = torch.tensor([0.05, 0.15, 0.1, 0.7], dtype=torch.float64)
+
+
+def discrete_policies():
+    """Logits of four atoms: one parameter each, or the outputs of a network."""
+    table = torch.zeros(4, requires_grad=True)
+    network = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 4))
+    return {"tabular": ([table], lambda: table), "neural": (list(network.parameters()), lambda: network(torch.ones(3)))}
+
+
+def continuous_policies():
+    """Means of a Gaussian in the plane, likewise."""
+    mean = torch.full((2,), -1.0, requires_grad=True)
+    network = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
+    return {"tabular": ([mean], lambda: mean), "neural": (list(network.parameters()), lambda: network(torch.ones(3)) - 1)}
+
+
+@pytest.mark.parametrize("policy", ["tabular", "neural"])
+@pytest.mark.parametrize("estimator", ["kernel", "sinkhorn", "alternating", "semi-discrete"])
+def test_every_estimators_signal_leads_a_policy_to_the_target_law(estimator, policy, generator):
+    torch.manual_seed(0)
+    costs = cost_matrix(ATOMS, ATOMS, "euclidean")
+    is_discrete = estimator in ("sinkhorn", "alternating")
+    parameters, output = (discrete_policies() if is_discrete else continuous_policies())[policy]
+    optimizer = torch.optim.Adam(parameters, lr=0.04 if policy == "tabular" else 0.01)
+    dual = {
+        "kernel": lambda: KernelDual(2, entropic_reg=0.5, rate=0.5, max_centers=1000),
+        "sinkhorn": lambda: SinkhornDual(costs, TARGET, 0.1),
+        "alternating": lambda: AlternatingDual(costs, 0.1, 0.05),
+        "semi-discrete": lambda: SemiDiscreteDual(ATOMS, TARGET, 0.1),
+    }[estimator]()
+
+    def distance():
+        """Exact W1 between the policy's law and the target's atoms."""
+        if is_discrete:
+            return ot.emd2(output().softmax(0).detach().double().numpy(), TARGET.numpy(), costs.numpy())
+        points = output().detach().double() + 0.3 * torch.randn((400, 2), generator=generator, dtype=torch.float64)
+        return ot.emd2(np.full(400, 1 / 400), TARGET.numpy(), cost_matrix(points, ATOMS, "euclidean").numpy())
+
+    before = distance()
+    for _ in range(80):
+        law = Categorical(logits=output()) if is_discrete else Independent(Normal(output(), 0.3), 1)
+        for _ in range(1 if estimator == "sinkhorn" else 5):  # the others follow the law: they must be faster than it
+            behavior = law.sample((64,))
+            target = torch.multinomial(TARGET, 64, replacement=True, generator=generator)
+            samples = {"kernel": (behavior, ATOMS[target]), "alternating": (behavior, target)}.get(estimator, (behavior,))
+            dual.update(*samples)
+        signal = dual.signal(behavior)
+        optimizer.zero_grad()
+        (law.log_prob(behavior) * (signal - signal.mean())).mean().backward()
+        optimizer.step()
+    assert distance() < 0.5 * before

@@ -112,7 +112,7 @@ def test_tasks_have_their_own_share_and_their_own_panels(tiny, tmp_path, monkeyp
     path = tmp_path / "svpg_table.csv"
     for task, share in ((svpg_study.SWING_UP, 0.5), (svpg_study.CART_POLE, 0.02)):
         append_records(path, svpg_study.run("table", "REINFORCE svpg", task, 0, share, None, tmp_path))
-    assert "iterations: CartPoleSwingUp 0.5; CartPole 0.02." in svpg_report.section(tmp_path)
+    assert "iterations, here: CartPoleSwingUp 0.5; CartPole 0.02." in svpg_report.section(tmp_path)
     svpg_report.draw(tmp_path)
     assert [axes.get_title() for axes in saved[0].axes[::2]] == ["CartPoleSwingUp", "CartPole"]
     assert all(axes.lines for axes in saved[0].axes)
