@@ -282,6 +282,9 @@ def draw_experiment(experiment: Experiment, folder: Path) -> None:
 
 
 def cost_section(folder: Path) -> str:
+    """Tables, as Markdown; empty without measurements."""
+    if not (folder / "update_cost.csv").exists():
+        return ""
     cost = pd.read_csv(folder / "update_cost.csv")
     memory = cost[cost.experiment == "memory"].iloc[0]
     return COST.format(
