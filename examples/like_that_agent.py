@@ -49,15 +49,14 @@ def main() -> None:
     demonstrations = collect_trajectories(agent, n_steps=4096)
     clouds = {"the agent": describe(demonstrations)}
     returns = {"the agent": mean_return(agent)}
+    guidance = {"distance": "sinkhorn", "embedding": "state_visitation", "reference": demonstrations}
     for name, coefficient in COEFFICIENTS.items():
         model = BGPG(
             "MlpPolicy",
             make_env(arguments.env, arguments.seed + 1),
             n_steps=1024,
-            distance="sinkhorn",
-            embedding="state_visitation",
-            reference=demonstrations if coefficient else None,
             wasserstein_coef=coefficient,
+            **(guidance if coefficient else {}),
             target_kl=0.03,
             seed=arguments.seed + 1,
             device="cpu",
