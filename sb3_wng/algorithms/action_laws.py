@@ -51,6 +51,12 @@ def action_law(distribution: Distribution, std_weight: float = 1.0) -> ActionLaw
     )
 
 
+def release_graph(policy: ActorCriticPolicy, observation_space: spaces.Space) -> None:
+    """Leave the policy's distribution without a graph, which could not be copied with the policy."""
+    with th.no_grad():
+        policy.get_distribution(policy.obs_to_tensor(_any_observation(observation_space))[0])
+
+
 def actor_and_critic_parameters(
     policy: ActorCriticPolicy, observation_space: spaces.Space
 ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -73,8 +79,7 @@ def actor_and_critic_parameters(
     law = action_law(policy.get_distribution(observation))
     reaches_law = _gradients(law.coordinates, parameters)
     reaches_value = _gradients(policy.predict_values(observation), parameters)
-    with th.no_grad():  # or the distribution keeps the graph, which cannot be copied with the policy
-        policy.get_distribution(observation)
+    release_graph(policy, observation_space)
     policy.set_training_mode(was_training)
     actor = [q for q, grad in zip(parameters, reaches_law, strict=True) if grad is not None]
     rest = zip(parameters, reaches_law, reaches_value, strict=True)

@@ -61,7 +61,7 @@ def check_policy_gradient_arguments(model: NaturalPolicyGradient) -> None:
         warnings.warn(
             "step_rule='fixed_rate' with normalize_advantage=True: normalized advantages grow as 1/spread, and so does the "
             "step. Pass normalize_advantage=False (and scale rewards by VecNormalize), or use the trust region",
-            stacklevel=6,
+            stacklevel=5,
         )
     if model.env is not None:
         check_batch_size(model.n_steps, model.env.num_envs, model.batch_size, model.normalize_advantage)
@@ -90,10 +90,12 @@ def warn_of_no_effect(model: NaturalPolicyGradient) -> None:
         unused.append(f"embedding has no effect with metric={model.metric!r} and without a penalty: pass metric='kernel'")
     if model.diagonal_damping and model.metric != "kernel":
         unused.append(f"diagonal_damping has no effect with metric={model.metric!r}")
-    if model.target_distance != DEFAULT_TARGET_DISTANCE and model.step_rule != "trust_region" and not model.adaptive_coef:
-        unused.append(f"target_distance has no effect with step_rule={model.step_rule!r} and without adaptive_coef=True")
+    is_radius = model.step_rule == "trust_region" and model.metric != "fisher"
+    if model.target_distance != DEFAULT_TARGET_DISTANCE and not is_radius and not model.adaptive_coef:
+        rule = f"step_rule={model.step_rule!r}, metric={model.metric!r}"
+        unused.append(f"target_distance has no effect with {rule} and without adaptive_coef=True")
     for message in unused:
-        warnings.warn(message, stacklevel=7)
+        warnings.warn(message, stacklevel=6)
 
 
 def check_embedding(model: NaturalPolicyGradient) -> None:

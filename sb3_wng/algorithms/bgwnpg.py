@@ -57,8 +57,9 @@ class BGWNPG(NaturalPolicyGradient):
     :param policy_batch_size: Minibatch size of the penalised epochs, and of the steps of the other two rules (the trust
         region's is always on the whole rollout); ``None``: the whole rollout
     :param cg_max_steps: Largest number of conjugate-gradient steps per solve, usually 5 to 25
-    :param cg_damping: Damping of the metric, in its own (relative) units; usually 0.01 to 0.3, and up to 10 where rollouts
-        of a good policy hardly show some states
+    :param cg_damping: Damping of the metric: relative to the policy's spread in a trust region, absolute (squared units of
+        actions) with the other step rules; usually 0.01 to 0.3, and up to 10 where rollouts of a good policy hardly show some
+        states
     :param adaptive_damping: Adapt the damping by the Levenberg-Marquardt rule from the reduction ratio, after every step
         (``True``) or every so many steps (an integer)
     :param diagonal_damping: Damp each parameter of a kernel metric in proportion to its influence on the behaviour

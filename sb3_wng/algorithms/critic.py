@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch as th
 import torch.nn.functional as F
+from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from torch import nn
 
@@ -23,10 +24,14 @@ def fit_critic(model: NaturalPolicyGradient, rollout: RolloutBufferSamples) -> N
     policy.set_training_mode(True)
     _hold_batch_statistics(policy, model.actor_parameters)
     policy.optimizer.zero_grad()  # leaves the actor without gradients: the optimiser passes it over
+    features = _fixed_features(model, rollout.observations) if model.n_critic_updates > 1 else None
     losses = []
     for _ in range(model.n_critic_updates):
         for index in minibatches(len(rollout.returns), model.batch_size, model.device):
-            values = policy.predict_values(select(rollout.observations, index)).flatten()
+            if features is None:
+                values = policy.predict_values(select(rollout.observations, index)).flatten()
+            else:
+                values = policy.value_net(policy.mlp_extractor.forward_critic(features[index])).flatten()
             loss = F.mse_loss(values, rollout.returns[index])
             policy.optimizer.zero_grad()
             loss.backward(inputs=model.critic_parameters)
@@ -34,6 +39,29 @@ def fit_critic(model: NaturalPolicyGradient, rollout: RolloutBufferSamples) -> N
             losses.append(loss.detach())
     if losses:
         model.logger.record("train/value_loss", th.stack(losses).mean().item())
+
+
+def _fixed_features(model: NaturalPolicyGradient, observations: Any) -> th.Tensor | None:
+    """What SB3's shared extractor, which is the actor's, makes of the rollout: it stays as it is while the critic is fitted.
+
+    ``None`` where every epoch has to compute it: an extractor that the critic trains, or has noise.
+    """
+    policy = model.policy
+    extractor = policy.vf_features_extractor
+    own = {id(parameter) for parameter in model.critic_parameters}
+    if not list(extractor.parameters()) or any(id(parameter) in own for parameter in extractor.parameters()):
+        return None
+    if any(_is_noisy(module) for module in extractor.modules()):
+        return None
+    if type(policy).predict_values is not ActorCriticPolicy.predict_values:
+        return None
+    with th.no_grad():
+        return BaseModel.extract_features(policy, observations, extractor)
+
+
+def _is_noisy(module: nn.Module) -> bool:
+    """Whether a module drops some of its inputs: dropout, attention or recurrence with a rate of it."""
+    return any(isinstance(rate, float) and rate > 0 for rate in (getattr(module, "p", 0), getattr(module, "dropout", 0)))
 
 
 def _hold_batch_statistics(policy: nn.Module, actor_parameters: list[nn.Parameter]) -> None:

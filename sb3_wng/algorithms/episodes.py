@@ -175,7 +175,7 @@ class Episode:
 
 
 def _is_finite(observation: Observation) -> bool:
-    parts = observation.values() if isinstance(observation, dict) else [observation]
+    parts = map(np.asarray, observation.values() if isinstance(observation, dict) else [observation])
     return all(not np.issubdtype(part.dtype, np.floating) or bool(np.isfinite(part).all()) for part in parts)
 
 

@@ -208,21 +208,20 @@ class EvolutionStrategy(BaseAlgorithm):
         if self.n_parents > 1:
             parent = self.parents.choose(self.novelty_bonus, np.random.default_rng((self._root_seed, self._n_updates, 2)))
             self.parents.check_out(parent, self.policy)
-        generation = self._generation()
-        callback.on_rollout_start()
-        outcomes = None
+        embeddings = None
         try:
+            generation = self._generation()
+            callback.on_rollout_start()
             outcomes = self._evaluate(evaluator, generation, counter)
-        finally:
-            if outcomes is None and self.n_parents > 1:
+            if outcomes is not None:
+                callback.on_rollout_end()
+                embeddings = self._update(generation, outcomes)
+        finally:  # an error or an interruption costs no parent
+            if embeddings is None and self.n_parents > 1:
                 self.parents.put_back(self.policy)
-        if outcomes is None:
-            return False
-        callback.on_rollout_end()
-        embeddings = self._update(generation, outcomes)
-        if self.n_parents > 1:
+        if embeddings is not None and self.n_parents > 1:
             self.parents.check_in(parent, self.policy, embeddings[-1:])
-        return True
+        return embeddings is not None
 
     def _generation(self) -> Generation:
         candidates = [
@@ -287,7 +286,7 @@ class EvolutionStrategy(BaseAlgorithm):
         n_parameters = len(generation.parameters)
         rows = [noise(generation.noise_seed, pair, n_parameters) for pair in range(self.n_delta)]
         deltas = th.as_tensor(np.stack(rows), device=self.device)
-        gradient = antithetic_gradient(fitness.to(self.device), deltas, generation.delta_std)
+        gradient = antithetic_gradient(fitness, deltas, generation.delta_std)
         direction = self._direction(gradient, deltas, embeddings[:-1], generation.delta_std)
         direction, norm = clip_direction(direction, generation.delta_std, self.max_grad_norm)
         self._apply(direction)

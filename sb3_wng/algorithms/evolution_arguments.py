@@ -66,12 +66,12 @@ def check_evolution_arguments(model: EvolutionStrategy) -> None:
         warnings.warn(
             f"n_basis={model.n_basis} functions are more than half of the n_delta={model.n_delta} directions that "
             "an iteration sees: the metric will be noise. Lower n_basis or raise n_delta",
-            stacklevel=6,
+            stacklevel=5,
         )
     if model.n_jobs == 1 and model.backend == "loky" and model.episode_timeout is not None:
-        warnings.warn("episode_timeout has no effect with n_jobs=1: only a worker process can be killed", stacklevel=6)
+        warnings.warn("episode_timeout has no effect with n_jobs=1: only a worker process can be killed", stacklevel=5)
     if model.backend != "ray" and model.ray_address is not None:
-        warnings.warn("ray_address has no effect with backend='loky': pass backend='ray'", stacklevel=6)
+        warnings.warn("ray_address has no effect with backend='loky': pass backend='ray'", stacklevel=5)
     check_normalization(model)
 
 

@@ -159,11 +159,6 @@ class EvolutionPolicy(BasePolicy):
         assert space.shape is not None
         return int(np.prod(space.shape))
 
-    @property
-    def is_noisy(self) -> bool:
-        """Whether acting needs random numbers."""
-        return self.action_noise_std > 0 or self.noise_dim > 0
-
     def forward(self, obs: PyTorchObs, noise: th.Tensor | None = None) -> th.Tensor:
         """Outputs (n, n_outputs), squashed if asked for, before they are turned into actions.
 

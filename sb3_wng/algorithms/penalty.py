@@ -145,7 +145,7 @@ class BehaviorPenalty(nn.Module):
         self.distance = distance
         self.embedding = embedding
         self.n_resampled = n_resampled
-        self.reference = reference
+        self.reference = reference if reference is None or embedding is not None else thinned(reference)
         self.play = play
         self.standing: Standing | None = None
         self.rollout_noise = th.empty(0, 0, 0)
@@ -185,8 +185,7 @@ class BehaviorPenalty(nn.Module):
             return law.total_variation(batch.old_law).mean()
         if self.distance == "kl":
             return batch.old_law.kl_divergence(law).mean()
-        stride = slice(None, None, -(-len(batch.advantages) // MAX_POINTS))
-        rows = th.arange(len(batch.advantages), device=batch.advantages.device)[stride]
+        rows = thinned(th.arange(len(batch.advantages), device=batch.advantages.device))
         # Of the whole rollout always the same draw: a line search would compare draws, and not policies
         is_rollout = len(batch.advantages) == self.rollout_noise.shape[1]
         law, old_law = law.select(rows), batch.old_law.select(rows)
@@ -243,8 +242,13 @@ class BehaviorPenalty(nn.Module):
             for key in [key for key in state_dict if key.startswith((f"{prefix}samples.", f"{prefix}memory."))]:
                 del state_dict[key]
         elif f"{prefix}samples.n_fallbacks" not in state_dict:
-            state_dict.update(self.state_dict(prefix=prefix))
+            state_dict.update(self.state_dict(prefix=prefix) | {f"{prefix}coefficient": state_dict[f"{prefix}coefficient"]})
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def thinned(rows: th.Tensor) -> th.Tensor:
+    """Every k-th of the rows, so that at most ``MAX_POINTS`` are left."""
+    return rows[:: -(-len(rows) // MAX_POINTS)]
 
 
 class Memory(nn.Module):

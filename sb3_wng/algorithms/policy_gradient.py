@@ -257,16 +257,24 @@ class NaturalPolicyGradient(BoundedProgress):
         for _ in range(self.n_policy_updates):
             for index in minibatches(len(batch.advantages), batch_size, self.device):
                 reports.append(self._policy_step(batch if batch_size is None else batch.rows(index), unit))
-            measured = self.measure(batch)
-            if self.step_rule == "optimizer" and measured.kl_divergence > 1.5 * self.scheduled(self.target_kl_schedule):
+            if self.step_rule == "optimizer" and self._is_beyond_cap(batch):
                 break  # as PPO: this rule has no cap of its own
         if self.penalty is not None and self.n_penalized_epochs > 0:
-            measured = self._penalized_epochs(batch)
+            self._penalized_epochs(batch)
+        measured = self.measure(batch)
         self._log_policy_update(reports, measured)
         if self.penalty is not None:
             end_penalty(self, self.penalty, measured)
 
-    def _penalized_epochs(self, batch: PolicyBatch) -> Measurement:
+    def _is_beyond_cap(self, batch: PolicyBatch) -> bool:
+        """Whether passes over the rollout are to end."""
+        limit = 1.5 * self.scheduled(self.target_kl_schedule)
+        if math.isinf(limit):
+            return False
+        with th.no_grad():
+            return batch.old_law.kl_divergence(self.action_law(batch.observations)).mean().item() > limit
+
+    def _penalized_epochs(self, batch: PolicyBatch) -> None:
         """Epochs of the optimiser on the penalised surrogate, after the natural steps."""
         step = OptimizerStep(self.policy.optimizer, self.max_grad_norm)
         for _ in range(self.n_penalized_epochs):
@@ -276,10 +284,8 @@ class NaturalPolicyGradient(BoundedProgress):
                     step(self.actor_parameters, gradient, 0.0, 0.0, lambda: Trial(0.0))
                 else:
                     self.natural_gradient.n_skipped += 1
-            measured = self.measure(batch)
-            if measured.kl_divergence > 1.5 * self.scheduled(self.target_kl_schedule):
+            if self._is_beyond_cap(batch):
                 break
-        return measured
 
     def _policy_batch(self, rollout: RolloutBufferSamples) -> PolicyBatch:
         advantages = rollout.advantages

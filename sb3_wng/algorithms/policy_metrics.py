@@ -43,7 +43,7 @@ def policy_metrics(
 
 
 def _closed_form_metric(model: NaturalPolicyGradient, batch: PolicyBatch, law: ActionLaw, unit: float) -> GaussNewtonMetric:
-    if model.sub_sampling_factor > 1:  # the metric needs fewer samples than the gradient; the rollout is shuffled
+    if model.sub_sampling_factor > 1:  # the metric needs fewer samples than the gradient
         law = model.action_law(select(batch.observations, slice(None, None, model.sub_sampling_factor)))
     product = law.fisher_product if model.metric == "fisher" else law.wasserstein_product
     return GaussNewtonMetric(

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sb3_wng.algorithms.action_laws import action_law
+from sb3_wng.algorithms.action_laws import action_law, release_graph
 from sb3_wng.algorithms.arguments import check_integers, is_finite_number
 from sb3_wng.algorithms.behavior_samples import STATE_EMBEDDINGS, BehaviorSampler
 from sb3_wng.algorithms.policy_gradient import NaturalPolicyGradient
@@ -292,8 +293,10 @@ def _undisturbed(model: NaturalPolicyGradient) -> Iterator[None]:
     was_training = model.policy.training
     model.policy.set_training_mode(False)
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):  # attention's faster kernels have no second derivative
+            yield
     finally:
+        release_graph(model.policy, model.observation_space)
         model.policy.set_training_mode(was_training)
 
 

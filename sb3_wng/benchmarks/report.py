@@ -21,7 +21,7 @@ from sb3_wng.benchmarks import (
     toy_report,
     unseen_states,
 )
-from sb3_wng.benchmarks.experiments import EXPERIMENTS, Experiment
+from sb3_wng.benchmarks.experiments import EXPERIMENTS, POLICY_GRADIENTS, Experiment
 from sb3_wng.benchmarks.markdown import markdown, number
 from sb3_wng.benchmarks.runner import finished
 from sb3_wng.benchmarks.scores import (
@@ -121,6 +121,21 @@ def learning_section(experiment: Experiment, folder: Path) -> str:
         parts += [f"Published, {published.source}:", published_table(experiment, published.returns)]
     parts += [f"![{caption}]({name}.png)" for name, caption in experiment_figures(experiment, runs).items()]
     return "\n\n".join(parts) + "\n"
+
+
+def summary(folder: Path, experiment: Experiment = POLICY_GRADIENTS) -> str:
+    """The table of the README: mean final returns, and interquartile means of scores at the end and by area, best first."""
+    runs, constants = read_runs(folder, experiment), read_constants(folder)
+    final = final_returns(runs, experiment).groupby(level=["algorithm", "environment"]).mean()
+    by_end = scores(runs, experiment, constants)
+    by_area = scores(runs, replace(experiment, saturating=tuple(experiment.environments)), constants)
+    tasks = aggregated_tasks(by_end, experiment)
+    at_end, areas = (samples(table, experiment.methods, tasks) for table in (by_end, by_area))
+    columns = {figures.short(task): [number(final[name, task]) for name in at_end] for task in tasks}
+    columns["score"] = [f"{interquartile_mean(values).value:.2f}" for values in at_end.values()]
+    columns["score by area"] = [f"{interquartile_mean(areas[name]).value:.2f}" for name in at_end]
+    table = pd.DataFrame(columns, index=list(at_end))
+    return markdown(table.sort_values("score", ascending=False, kind="stable"))
 
 
 def _measure(experiment: Experiment, runs: pd.DataFrame) -> str:

@@ -51,11 +51,11 @@ class DualPotentials(nn.Module):
     :param dim: d
     :param n_features: D; 100 to 300
     :param entropic_reg: gamma in units of the mean cost; usually 0.01 to 0.5
-    :param width: of the features' Gaussian kernel, in units of the root mean cost (mean cost for ``"euclidean"``)
+    :param width: of the features' Gaussian kernel, in units of the root mean cost (mean cost for the other two costs)
     :param ridge: penalty of ``|b|^2 / 2`` in units of the mean cost; takes less than 1 % off the value of ordinary clouds
     :param max_steps: Newton steps per fit, at most
     :param tolerance: gain still to be expected (half the Newton decrement), in units of the mean cost, at which a fit stops
-    :param cost: ``"sqeuclidean"`` for W2^2, ``"euclidean"`` for W1
+    :param cost: ``"sqeuclidean"`` for W2^2, ``"euclidean"`` for W1, ``"saturating"``: see :func:`cost_matrix`
     :param seed: of the generator that draws the features
 
     References: Genevay et al. (NeurIPS 2016), Stochastic optimization for large-scale optimal transport, eq. D_eps;

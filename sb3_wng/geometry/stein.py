@@ -39,7 +39,7 @@ def squared_distances(particles: Tensor) -> Tensor:
     """Pairwise squared distances of particles (n, p), shape (n, n), float64.
 
     Through inner products of the centred particles in float64: exact to about 1e-16 of the largest squared distance from
-    their mean, below which close particles count as coinciding.
+    their mean (1e-7 for particles in float32), below which close particles count as coinciding.
     """
     gram = gram_matrix(particles - particles.mean(dim=0))
     squared_norms = gram.diagonal()

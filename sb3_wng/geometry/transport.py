@@ -76,7 +76,6 @@ def sinkhorn_distance(
     return (w_xy - 0.5 * (w_xx + w_yy)).clamp_min(0).to(x.dtype)
 
 
-@torch.no_grad()
 def sinkhorn_potential(
     x: Tensor,
     y: Tensor,
@@ -98,7 +97,7 @@ def sinkhorn_potential(
     """
     check_positive(entropic_reg=entropic_reg, max_steps=max_steps, tolerance=tolerance)
     check_samples(x, y)
-    wide_x, wide_y = x.double(), y.double()
+    wide_x, wide_y = x.detach().double(), y.detach().double()
     cost_xy = cost_matrix(wide_x, wide_y, cost)
     reg = entropic_reg * cost_xy.mean()
     if not reg > 0:

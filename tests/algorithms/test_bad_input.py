@@ -342,9 +342,19 @@ def test_what_has_no_effect_is_warned_of(small, settings, message):
         small(WNPG, embedding="nonsense")
 
 
+@pytest.mark.parametrize("settings", [{"step_rule": "fixed_rate"}, {"embedding": "final_state"}])
+def test_warnings_name_the_line_that_made_the_model(settings):
+    with pytest.warns(UserWarning, match="step_rule='fixed_rate' with|no effect") as warned:
+        WNPG("MlpPolicy", "Pendulum-v1", n_steps=32, batch_size=32, **settings)
+    assert {warning.filename for warning in warned} == {__file__}
+
+
 def test_a_target_that_nothing_aims_at_is_warned_of(small, recwarn):
-    with pytest.warns(UserWarning, match="target_distance has no effect with step_rule='optimizer' and without adaptive_coef"):
+    with pytest.warns(UserWarning, match="target_distance has no effect with step_rule='optimizer', .* without adaptive_coef"):
         small(BGPG, target_distance=0.5)
+    recwarn.clear()
+    with pytest.warns(UserWarning, match="metric='fisher'"):
+        WNPG("MlpPolicy", "Pendulum-v1", metric="fisher", target_distance=0.5, n_steps=32, batch_size=32)
     recwarn.clear()
     small(BGPG, target_distance=0.5, adaptive_coef=True)
     small(WNPG, target_distance=0.5)

@@ -10,7 +10,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import set_random_seed
 from torch import nn
 
-from sb3_wng import BGPG, BGWNPG, NPG, PG, WNPG
+from sb3_wng import BGPG, BGWNPG, NPG, PG, WNPG, rank_embeddings
 
 EPOCHS = {"n_policy_updates": 2, "policy_batch_size": 16}
 BUILDS = {"WNPG": (WNPG, {}), "PG": (PG, EPOCHS), "BGPG": (BGPG, EPOCHS)}
@@ -91,6 +91,12 @@ def test_attention_is_differentiated_twice(small, cls, settings):
     before = [parameter.detach().clone() for parameter in model.actor_parameters]
     model.learn(32)
     assert not all(torch.equal(q, p) for q, p in zip(model.actor_parameters, before, strict=True))
+
+
+def test_embeddings_are_ranked_with_attention_and_the_model_can_be_copied_afterwards(small):
+    model = small(WNPG, "Pendulum-v1", n_steps=64, policy_kwargs={"features_extractor_class": Attention})
+    assert rank_embeddings(model, ["final_state"], n_basis=2, embedding_horizon=8)
+    copy.deepcopy(model)
 
 
 class Normalized(BaseFeaturesExtractor):

@@ -665,9 +665,46 @@ def test_time_limits_are_found_wherever_they_are_kept():
     assert default_horizon(reward_to_go, make_vec_env("CartPole-v1")) == 500
 
 
+class Corridor(gym.Env):
+    """Observations are Python's integers, as FrozenLake's and Taxi's."""
+
+    observation_space, action_space = gym.spaces.Discrete(5), gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place = 0
+        return self.place, {}
+
+    def step(self, action):
+        self.place += 1
+        return self.place, 1.0, self.place == 4, False, {}
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_observations_may_be_pythons_integers(n_jobs):
+    model = ES("MlpPolicy", Corridor(), n_jobs=n_jobs, **SMALL).learn(100)
+    assert model.logger.name_to_value.get("rollout/n_failed", 0) == 0
+
+
+@pytest.mark.parametrize("interrupted", ["_generation", "_update"])
+def test_an_interruption_costs_no_parent(interrupted, monkeypatch):
+    model = NSRES("MlpPolicy", "CartPole-v1", n_parents=3, **SMALL).learn(800)
+    before = copy.deepcopy(model.parents.parameter_vectors)
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model, interrupted, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(800, reset_num_timesteps=False)
+    model.parents.check_out(0, model.policy)  # as the next iteration would: what it finds in the policy is the latest's
+    torch.testing.assert_close(model.parents.parameter_vectors, before, rtol=0, atol=0)
+
+
 def test_arguments_that_only_workers_read_are_warned_of():
-    with pytest.warns(UserWarning, match="episode_timeout has no effect with n_jobs=1"):
+    with pytest.warns(UserWarning, match="episode_timeout has no effect with n_jobs=1") as warned:
         ES("MlpPolicy", "CartPole-v1", episode_timeout=3.0)
+    assert warned[0].filename == __file__
     with pytest.warns(UserWarning, match="ray_address has no effect"):
         ES("MlpPolicy", "CartPole-v1", n_jobs=2, ray_address="auto")
 

@@ -130,6 +130,15 @@ class Recorded(StateVisitation):
         return super().__call__(trajectories)
 
 
+def test_a_reference_for_single_actions_is_thinned_as_the_batch_is(small):
+    """Plans grow with its size, and it is transported in every minibatch."""
+    points = np.arange(700, dtype=np.float32)[:, None]
+    model = small(BGPG, "Pendulum-v1", distance="sinkhorn", reference=points)
+    assert model.penalty.reference.flatten().tolist() == list(range(0, 700, 3))
+    trajectories = small(BGPG, "Pendulum-v1", distance="sinkhorn", embedding=FinalState(), reference=points.repeat(3, axis=1))
+    assert len(trajectories.penalty.reference) == 700
+
+
 def test_a_reference_is_compared_in_the_environments_own_units(small):
     env = VecNormalize(make_vec_env("Pendulum-v1", seed=0))
     env.obs_rms.mean, env.obs_rms.var = np.array([0.5, 0.0, 30.0]), np.array([4.0, 1.0, 100.0])

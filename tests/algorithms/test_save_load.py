@@ -226,5 +226,6 @@ def test_settings_given_to_load_are_checked_as_others(small, chase, reload):
     with pytest.raises(ValueError, match=r"dimension, shape \(m, 1\), got \(m, 2\)"):
         reload(model, env=gym.make("Pendulum-v1"), distance="sinkhorn", reference=np.zeros((3, 2)))
     loaded = reload(model, env=gym.make("Pendulum-v1"), distance="sinkhorn", embedding="final_state", reference=model)
+    assert loaded.penalty.coefficient == loaded.wasserstein_coef == model.wasserstein_coef > 0
     assert loaded.learn(32).reference.shape[1] == 3
     assert reload(loaded, distance="kl", embedding="actions", reference=None, env=gym.make("Pendulum-v1")).learn(32)

@@ -17,6 +17,7 @@ from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from torch import nn
 
 from sb3_wng import NPG, PG, WNPG
+from sb3_wng.algorithms import critic
 from sb3_wng.algorithms.critic import fit_critic
 
 REGIONS = {
@@ -509,6 +510,51 @@ def test_batch_norm_is_frozen_in_rollouts_and_learns_in_updates(build, share_fea
         torch.testing.assert_close(start, end, rtol=0, atol=0)
     for end, next_start in zip(record.ends, record.starts[1:], strict=False):
         assert not torch.equal(end, next_start)
+
+
+class Counted(Extractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space, nn.Tanh())
+        self.n_calls = 0
+
+    def forward(self, observations):
+        self.n_calls += 1
+        return super().forward(observations)
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_what_the_critic_cannot_change_is_computed_once(small, fill, monkeypatch, is_shared):
+    """SB3's shared extractor is the actor's; the critic learns the same from what it made of the rollout."""
+    kwargs = {"features_extractor_class": Counted, "share_features_extractor": is_shared}
+    fitted, n_calls = [], []
+    for _ in range(2):
+        model = fill(small(WNPG, "Pendulum-v1", policy_kwargs=kwargs, n_critic_updates=5, batch_size=8))
+        rollout = next(model.rollout_buffer.get(batch_size=None))
+        model.policy.vf_features_extractor.n_calls = 0
+        torch.manual_seed(0)
+        critic.fit_critic(model, rollout)
+        fitted.append(copies(model.critic_parameters))
+        n_calls.append(model.policy.vf_features_extractor.n_calls)
+        monkeypatch.setattr(critic, "_fixed_features", lambda model, observations: None)
+    torch.testing.assert_close(*fitted)
+    assert n_calls == [1 if is_shared else 5 * 4, 5 * 4]
+
+
+@pytest.mark.parametrize(
+    ("layer", "is_noisy"),
+    [(nn.Dropout(0.1), True), (nn.Dropout(0.0), False), (nn.MultiheadAttention(2, 1, 0.1), True), (nn.Tanh(), False)],
+)
+def test_layers_that_drop_inputs_are_known(layer, is_noisy):
+    assert critic._is_noisy(layer) == is_noisy
+
+
+def test_passes_without_a_cap_are_measured_once(small, fill, monkeypatch):
+    model = fill(small(PG, "Pendulum-v1", n_policy_updates=5, target_kl=None))
+    calls = []
+    monkeypatch.setattr(model, "measure", lambda batch, measure=model.measure: calls.append(1) or measure(batch))
+    monkeypatch.setattr(model, "action_law", lambda observations, law=model.action_law: calls.append(1) or law(observations))
+    model.train()
+    assert len(calls) == 2  # of the old law, and at the end
 
 
 def test_dropout_acts_in_the_critics_updates_only(build, fill, monkeypatch):
