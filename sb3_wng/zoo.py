@@ -7,12 +7,14 @@ plain dictionaries that all of its scripts share, so that adding entries before 
 from __future__ import annotations
 
 import argparse
+import atexit
 import difflib
 import functools
 import importlib
 import importlib.resources
 import importlib.util
 import runpy
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -255,7 +257,9 @@ def _settings_of_version_4(algo: str, env_id: str) -> list[str]:
     version_4 = env_id.removesuffix("-v5") + "-v4"
     if env_id in entries or version_4 not in entries:
         return []
-    path = Path(tempfile.mkdtemp(prefix="sb3_wng_")) / f"{algo}.yml"
+    folder = Path(tempfile.mkdtemp(prefix="sb3_wng_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = folder / f"{algo}.yml"
     path.write_text(yaml.safe_dump({env_id: entries[version_4]}))
     print(f"RL-Zoo has no settings for {env_id} and would take its defaults; these are its settings for {version_4}")
     return ["--conf-file", str(path)]

@@ -58,7 +58,7 @@ def embed_reference(model: NaturalPolicyGradient) -> NDArray[np.float32]:
     :raises ValueError: for what is no behaviour of that environment
     """
     embedding = trajectory_embedding(model)
-    points = reference_points(model.reference, embedding, model.embedding_horizon)
+    points = reference_points(model.reference, embedding, model.embedding_horizon, seed=model.seed)
     if model.env is not None:
         if embedding is not None:
             check_unnormalizable(model.env, model.get_vec_normalize_env())

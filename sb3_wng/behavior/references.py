@@ -24,8 +24,11 @@ def collect_trajectories(
     n_steps: int = 2048,
     horizon: int = 32,
     deterministic: bool = False,
+    seed: int | None = None,
 ) -> Trajectories:
     """Let a trained SB3 model of any class act, and cut what it does into windows.
+
+    In the environment that the model trains in, only between rollouts: episodes are given up, training goes on from new ones.
 
     :param model: trained
     :param env: where it acts: the environment it was trained in, with its ``VecNormalize`` if it had one, whose statistics
@@ -33,6 +36,7 @@ def collect_trajectories(
     :param n_steps: over all environments, about
     :param horizon: steps of a window, at most; windows end with their episode
     :param deterministic: whether the model acts without exploration noise
+    :param seed: of the environment's start states and of the actions' noise; ``None``: as chance has it
     :return: windows with observations, actions and rewards as the environment gives and gets them, not normalised
     :raises ValueError: for a model without an environment, less than one step, or frames stacked after normalisation
     """
@@ -42,6 +46,7 @@ def collect_trajectories(
         raise ValueError("the model has no environment to act in: pass env=, or reference=(model, env)")
     if n_steps < 1:
         raise ValueError(f"n_steps must be >= 1, got {n_steps}")
+    is_own = isinstance(env, str)
     env = BaseAlgorithm._wrap_env(gym.make(env) if isinstance(env, str) else env, verbose=0, monitor_wrapper=False)
     normalizer = unwrap_vec_normalize(env)
     check_unnormalizable(env, normalizer)
@@ -49,8 +54,14 @@ def collect_trajectories(
     if normalizer is not None:
         normalizer.training = False
     try:
-        steps = _act(model, env, normalizer, -(-n_steps // env.num_envs), horizon, deterministic)
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+                env.seed(seed)
+            steps = _act(model, env, normalizer, -(-n_steps // env.num_envs), horizon, deterministic)
     finally:
+        if is_own:
+            env.close()
         if normalizer is not None:
             normalizer.training = was_training
         own = model.get_env()
@@ -72,7 +83,7 @@ def _innermost(env: VecEnv) -> set[int]:
 
 
 def _start_anew(model: BaseAlgorithm, env: VecEnv) -> None:
-    """Reset a model's environment, without a trace in its normalisation; training goes on from there, even a running one."""
+    """Reset a model's environment, without a trace in its normalisation; training goes on from there."""
     normalizer = unwrap_vec_normalize(env)
     was_training = normalizer is not None and normalizer.training
     if normalizer is not None:
@@ -122,7 +133,7 @@ def _act(
 
 
 def reference_points(
-    reference: Any, embedding: BehaviorEmbedding | None, horizon: int, n_steps: int = 2048
+    reference: Any, embedding: BehaviorEmbedding | None, horizon: int, n_steps: int = 2048, seed: int | None = None
 ) -> NDArray[np.float32]:
     """A reference behaviour as points of the embedding's space, shape (m, d).
 
@@ -131,12 +142,13 @@ def reference_points(
     :param embedding: of trajectories; ``None``: single actions are the points
     :param horizon: steps of the windows that behaviour is cut into
     :param n_steps: that a model acts for
+    :param seed: of its environment and its actions
     :raises ValueError: for what is none of these, empty, or not finite
     """
     if isinstance(reference, BaseAlgorithm):
-        reference = collect_trajectories(reference, None, n_steps, horizon)
+        reference = collect_trajectories(reference, None, n_steps, horizon, seed=seed)
     elif isinstance(reference, tuple) and len(reference) == 2 and isinstance(reference[0], BaseAlgorithm):
-        reference = collect_trajectories(*reference, n_steps, horizon)
+        reference = collect_trajectories(*reference, n_steps, horizon, seed=seed)
     elif isinstance(reference, Sequence) and reference and all(isinstance(part, Trajectory) for part in reference):
         reference = _windows(reference, horizon)
     if isinstance(reference, Trajectories):
@@ -163,25 +175,21 @@ def reference_points(
 
 
 def _windows(trajectories: Sequence[Trajectory], horizon: int) -> Trajectories:
-    """Trajectories of any length cut into windows; one that is not its trajectory's last ends where the next begins."""
+    """Trajectories of any length cut into windows."""
     windows = [part for trajectory in trajectories for part in _cut(trajectory, horizon)]
     observations, actions, rewards = (
         torch.stack([torch.nn.functional.pad(part, (0, 0) * (part.ndim - 1) + (0, horizon - len(part))) for part in column])
         for column in zip(*(window[:3] for window in windows), strict=True)
     )
     lengths = torch.tensor([len(window.rewards) for window in windows])
-    known = [window.final_observation for window in windows if window.final_observation is not None]
-    finals = torch.stack(known) if len(known) == len(windows) else None
-    return Trajectories(observations, actions, rewards, torch.arange(horizon) < lengths[:, None], finals)
+    return Trajectories(observations, actions, rewards, torch.arange(horizon) < lengths[:, None])
 
 
 def _cut(trajectory: Trajectory, horizon: int) -> Iterator[Trajectory]:
     observations, actions, rewards = (torch.as_tensor(part, dtype=torch.float32).cpu() for part in trajectory[:3])
-    last = None if trajectory.final_observation is None else torch.as_tensor(trajectory.final_observation).float().cpu()
     n_steps = len(rewards)
     if n_steps == 0:
         raise ValueError("reference: every Trajectory needs at least one step")
     for start in range(0, n_steps, horizon):
         end = min(start + horizon, n_steps)
-        final = last if end == n_steps else observations[end]
-        yield Trajectory(observations[start:end], actions[start:end], rewards[start:end], final)
+        yield Trajectory(observations[start:end], actions[start:end], rewards[start:end])

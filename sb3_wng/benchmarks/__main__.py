@@ -69,10 +69,10 @@ def list_experiments(results: Path, work: Path) -> None:
         print(f"{name:22} {description}")
 
 
-def run_study(name: str, arguments: list[str]) -> None:
-    """Hand over to a study's own command line."""
+def run_study(name: str, arguments: list[str]) -> int:
+    """Hand over to a study's own command line; its exit status."""
     sys.argv = [f"{name}.py", *arguments]
-    importlib.import_module(f"sb3_wng.benchmarks.{name}").main()
+    return importlib.import_module(f"sb3_wng.benchmarks.{name}").main() or 0
 
 
 def run_experiment(parsed: argparse.Namespace) -> bool:
@@ -95,8 +95,7 @@ def run_experiment(parsed: argparse.Namespace) -> bool:
 def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     if given[:1] == ["run"] and len(given) > 1 and given[1] in STUDIES:
-        run_study(given[1], given[2:])
-        return 0
+        return run_study(given[1], given[2:])
     parsed = parse_arguments(given)
     if parsed.command == "list":
         list_experiments(parsed.results, WORK)

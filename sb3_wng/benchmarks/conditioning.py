@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import argparse
 import io
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -35,7 +34,8 @@ from sb3_wng.algorithms.surrogate import PolicyBatch, surrogate
 from sb3_wng.benchmarks.experiments import CONSTANT_RADIUS, PROPER, Experiment, Method, make_model
 from sb3_wng.benchmarks.figures import save, short
 from sb3_wng.benchmarks.markdown import markdown
-from sb3_wng.benchmarks.records import append_records, read_records
+from sb3_wng.benchmarks.pool import run_pending
+from sb3_wng.benchmarks.records import RESULTS, append_records, read_records
 from sb3_wng.benchmarks.scores import random_returns
 
 CSV, FIGURE = "conditioning.csv", "conditioning.png"
@@ -220,20 +220,21 @@ def draw(folder: Path) -> None:
     save(figure, folder / FIGURE, folder / CSV)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(EXPERIMENT.seeds))
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=Path(CSV))
+    parser.add_argument("--output", type=Path, default=RESULTS / CSV)
     arguments = parser.parse_args()
-    done = {(row["environment"], row["algorithm"], int(row["seed"])) for row in read_records(arguments.output)}
-    wanted = [(e, m, s) for e in EXPERIMENT.environments for s in arguments.seeds for m in EXPERIMENT.methods]
-    wanted = [*((e, RANDOM, 0) for e in EXPERIMENT.environments), *wanted]
-    with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(partial(run, output=arguments.output), *key) for key in wanted if key not in done]
-        for future in futures:
-            future.result()
+
+    def pending() -> list[tuple[str, str, int]]:
+        done = {(row["environment"], row["algorithm"], int(row["seed"])) for row in read_records(arguments.output)}
+        wanted = [(e, m, s) for e in EXPERIMENT.environments for s in arguments.seeds for m in EXPERIMENT.methods]
+        return [key for key in [*((e, RANDOM, 0) for e in EXPERIMENT.environments), *wanted] if key not in done]
+
+    train = partial(run, output=arguments.output)  # which records
+    return 0 if run_pending(arguments.output, arguments.jobs, pending, train, lambda *_: None) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

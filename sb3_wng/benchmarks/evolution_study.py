@@ -14,11 +14,10 @@ from __future__ import annotations
 import argparse
 import io
 import math
-import multiprocessing
 import pickle
+import sys
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,7 +35,8 @@ from torch import Tensor, nn
 
 from sb3_wng import BGES, BGWNES, ES, NSRES, WNES
 from sb3_wng.algorithms import EvolutionStrategy
-from sb3_wng.benchmarks.checkpoints import file_name, only_one, replace_file, saved
+from sb3_wng.benchmarks.checkpoints import file_name, replace_file, saved
+from sb3_wng.benchmarks.pool import run_pending
 from sb3_wng.benchmarks.records import RESULTS, WORK, append_records, read_records
 
 N_COLUMNS = 8  # environments that are stepped together; results do not depend on it
@@ -301,7 +301,7 @@ def recorded(path: Path) -> set[tuple[str, int]]:
     return {(row["algorithm"], int(row["seed"])) for row in read_records(path)}
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("study", choices=list(STUDIES), nargs="?", default="point_wall")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
@@ -315,22 +315,19 @@ def main() -> None:
     if unknown := set(methods) - set(STUDIES[arguments.study].methods):
         parser.error(f"--methods: {arguments.study} has no {sorted(unknown)}; it has {list(STUDIES[arguments.study].methods)}")
     curves, paths = (arguments.output / f"{arguments.study}{suffix}.csv" for suffix in ("", "_paths"))
-    runs = unfinished(curves, methods, arguments.seeds)
+
+    def record(key: tuple[Any, ...], result: tuple[list[dict[str, object]], dict[str, object]]) -> None:
+        records, path = result
+        if records:
+            if key not in recorded(paths):
+                append_records(paths, [path])  # first: the run is finished once its curve is there
+            append_records(curves, records)
+            checkpoint_path(arguments.work, arguments.study, *key).unlink(missing_ok=True)
+
     train = partial(run, arguments.study, work=arguments.work, deadline=time.time() + arguments.budget)
-    with only_one(curves), ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(train, *key): key for key in runs}
-        for count, future in enumerate(as_completed(futures), 1):
-            if error := future.exception():  # does not end the others
-                print("failed:", *futures[future], repr(error), flush=True)
-                continue
-            records, path = future.result()
-            if records:
-                if futures[future] not in recorded(paths):
-                    append_records(paths, [path])  # first: the run is finished once its curve is there
-                append_records(curves, records)
-                checkpoint_path(arguments.work, arguments.study, *futures[future]).unlink(missing_ok=True)
-                print(f"{count}/{len(runs)}", *futures[future], records[-1]["return"], flush=True)
+    pending = partial(unfinished, curves, methods, arguments.seeds)
+    return 0 if run_pending(curves, arguments.jobs, pending, train, record) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -13,10 +13,10 @@ both policies' windows of 32 steps, in units of the variance of one policy's (ex
 from __future__ import annotations
 
 import argparse
-import multiprocessing
+import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from sb3_wng import WNPG
 from sb3_wng.behavior import Trajectories, Trajectory, collect_trajectories, make_embedding, spread
 from sb3_wng.behavior.callbacks import squared_wasserstein_distance
 from sb3_wng.benchmarks.experiments import make_env, register_environments, shipped_hyperparameters
+from sb3_wng.benchmarks.pool import run_pending
 from sb3_wng.benchmarks.records import RESULTS, append_records, read_records
 from sb3_wng.population import WassersteinPopulation
 from sb3_wng.population.arguments import Coefficient
@@ -227,7 +228,7 @@ def draw(saved: Path, path: Path) -> None:
     matplotlib.image.imsave(path, film_strip(saved))
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
@@ -239,16 +240,25 @@ def main() -> None:
         draw(
             arguments.folder / "gaits" / f"repelled copies-{arguments.film}", arguments.folder / f"gaits-{arguments.film}.png"
         )
-        return
-    done = {(row["algorithm"], int(row["seed"])) for row in read_records(arguments.folder / "multipolicy_gaits.csv")}
-    pending = [(seed, name) for seed in arguments.seeds for name in arguments.pairs if (name, seed) not in done]
-    with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        singles = dict.fromkeys(seed for seed, name in pending if PAIRS[name].of_copies)
-        for future in [pool.submit(train_single, seed, arguments.folder) for seed in singles]:
-            future.result()
-        for future in [pool.submit(run, *key, arguments.folder) for key in pending]:
-            future.result()
+        return 0
+    path = arguments.folder / "multipolicy_gaits.csv"
+
+    def pending() -> list[tuple[int, str]]:
+        done = {(row["algorithm"], int(row["seed"])) for row in read_records(path)}
+        return [(seed, name) for seed in arguments.seeds for name in arguments.pairs if (name, seed) not in done]
+
+    def singles() -> list[tuple[int]]:
+        return [(seed,) for seed in dict.fromkeys(seed for seed, name in pending() if PAIRS[name].of_copies)]
+
+    steps = (singles, train_single), (pending, run)  # which record
+    results = [
+        run_pending(path, arguments.jobs, keys, partial(do, folder=arguments.folder), lambda *_: None) for keys, do in steps
+    ]
+    return 0 if all(results) else 1
 
 
 if __name__ == "__main__":
-    main()
+    # not this module's own: what is pickled with a policy has to be found in other processes, too
+    from sb3_wng.benchmarks.gait_study import main as study
+
+    sys.exit(study())

@@ -132,10 +132,10 @@ def summary(folder: Path, experiment: Experiment = POLICY_GRADIENTS) -> str:
     tasks = aggregated_tasks(by_end, experiment)
     at_end, areas = (samples(table, experiment.methods, tasks) for table in (by_end, by_area))
     columns = {figures.short(task): [number(final[name, task]) for name in at_end] for task in tasks}
-    columns["score"] = [f"{interquartile_mean(values).value:.2f}" for values in at_end.values()]
+    estimates = {name: interquartile_mean(values).value for name, values in at_end.items()}
+    columns["score"] = [f"{value:.2f}" for value in estimates.values()]
     columns["score by area"] = [f"{interquartile_mean(areas[name]).value:.2f}" for name in at_end]
-    table = pd.DataFrame(columns, index=list(at_end))
-    return markdown(table.sort_values("score", ascending=False, kind="stable"))
+    return markdown(pd.DataFrame(columns, index=list(at_end)).loc[sorted(estimates, key=estimates.__getitem__, reverse=True)])
 
 
 def _measure(experiment: Experiment, runs: pd.DataFrame) -> str:
@@ -166,7 +166,8 @@ def returns_table(experiment: Experiment, values: pd.Series) -> pd.DataFrame:
 def minutes_table(experiment: Experiment, minutes: pd.Series) -> pd.DataFrame:
     """Median over seeds, and how many of them are finite, for all methods by all environments."""
     table = pd.DataFrame("", index=list(experiment.methods), columns=list(experiment.environments))
-    for (method, environment), values in minutes.groupby(level=[0, 1]):
+    groups = [] if minutes.empty else minutes.groupby(level=["algorithm", "environment"])
+    for (method, environment), values in groups:
         median = number(values.median()) if np.isfinite(values.median()) else "never"
         table.loc[method, environment] = f"{median} ({np.isfinite(values).sum()}/{len(values)})"
     return table.rename(columns=figures.short)

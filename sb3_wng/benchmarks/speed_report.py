@@ -9,7 +9,7 @@ import pandas as pd
 from sb3_wng.benchmarks.markdown import markdown, number
 
 POPULATION_CSV, EVOLUTION_CSV = "svpg_speed.csv", "evolution_speed.csv"
-BARE, PEER = "environment alone", "ARS, AsyncEval"
+BARE = "environment alone"
 
 POPULATION = """## Speed of a population
 

@@ -17,11 +17,10 @@ import argparse
 import io
 import itertools
 import math
-import multiprocessing
 import pickle
+import sys
 import time
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -33,8 +32,9 @@ from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
-from sb3_wng.benchmarks.checkpoints import file_name, generator_states, only_one, replace_file, saved, set_generator_states
+from sb3_wng.benchmarks.checkpoints import file_name, generator_states, replace_file, saved, set_generator_states
 from sb3_wng.benchmarks.cross_entropy import CrossEntropy
+from sb3_wng.benchmarks.pool import run_pending
 from sb3_wng.benchmarks.records import RESULTS, WORK, append_records, read_records, write_records
 from sb3_wng.envs import make_batched
 from sb3_wng.population import SVPG, AnnealedTemperature, CyclicalTemperature
@@ -310,7 +310,7 @@ def write_visitation(models: Path, path: Path) -> None:
     write_records(path, cells)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("experiment", choices=[*experiments(), "visitation"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
@@ -332,34 +332,36 @@ def main() -> None:
         known = experiments()[arguments.experiment]
         if unknown := set(arguments.algorithms or ()) - set(known):
             parser.error(f"--algorithms: {arguments.experiment} has no {sorted(unknown)}; it has {list(known)}")
-        with only_one(path):
-            run_experiment(arguments, path)
+        return 0 if run_experiment(arguments, path) else 1
+    return 0
 
 
-def run_experiment(arguments: argparse.Namespace, path: Path) -> None:
-    """Every run that the arguments name and the file lacks, a seed at a time."""
+def run_experiment(arguments: argparse.Namespace, path: Path) -> bool:
+    """Every run that the arguments name and the file lacks, a seed at a time; whether none failed."""
     share = float(f"{arguments.share:g}")  # as the file has it
-    done = finished_runs(path)
-    runs = [
-        (name, environment, seed)
-        for seed in arguments.seeds
-        for name, setting in experiments()[arguments.experiment].items()
-        for environment in setting.environments
-        if (arguments.algorithms is None or name in arguments.algorithms)
-        and (arguments.environments is None or environment in arguments.environments)
-        and (name, environment, seed, share) not in done
-    ]
-    train = partial(run, share=share, models=arguments.models, work=arguments.work, deadline=time.time() + arguments.budget)
-    with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(train, arguments.experiment, *key): key for key in runs}
-        for count, future in enumerate(as_completed(futures), 1):
-            if error := future.exception():  # does not end the others
-                print("failed:", *futures[future], repr(error), flush=True)
-            elif records := future.result():
-                append_records(path, records)
-                checkpoint_path(arguments.work, arguments.experiment, *futures[future], share).unlink(missing_ok=True)
-                print(f"{count}/{len(futures)}", *futures[future], records[-1]["return_best"], flush=True)
+
+    def pending() -> list[tuple[str, str, int]]:
+        done = finished_runs(path)
+        return [
+            (name, environment, seed)
+            for seed in arguments.seeds
+            for name, setting in experiments()[arguments.experiment].items()
+            for environment in setting.environments
+            if (arguments.algorithms is None or name in arguments.algorithms)
+            and (arguments.environments is None or environment in arguments.environments)
+            and (name, environment, seed, share) not in done
+        ]
+
+    def record(key: tuple[Any, ...], records: list[dict[str, object]]) -> None:
+        if records:
+            append_records(path, records)
+            name, environment, seed = key
+            checkpoint_path(arguments.work, arguments.experiment, name, environment, seed, share).unlink(missing_ok=True)
+
+    settings = {"share": share, "models": arguments.models, "work": arguments.work}
+    train = partial(run, arguments.experiment, deadline=time.time() + arguments.budget, **settings)
+    return run_pending(path, arguments.jobs, pending, train, record)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,8 +12,7 @@ episodes of the last policy end before the time limit, and within ``EARLY`` step
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,7 @@ from torch.nn.utils import parameters_to_vector
 from sb3_wng.algorithms.policy_gradient import NaturalPolicyGradient
 from sb3_wng.benchmarks.experiments import CONSTANT_RADIUS, PENDULUM, Experiment, Method, make_env, make_model
 from sb3_wng.benchmarks.markdown import markdown
+from sb3_wng.benchmarks.pool import run_pending
 from sb3_wng.benchmarks.records import RESULTS, append_records, read_records
 
 CSV = "unseen_states.csv"
@@ -169,19 +169,22 @@ def _early(falls: pd.DataFrame) -> str:
     return " and ".join(f"{early} of {total}" for early, total in zip(falls.early_falls, falls.falls, strict=True))
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--output", type=Path, default=RESULTS / CSV)
     arguments = parser.parse_args()
-    done = {(float(row["damping"]), int(row["seed"])) for row in read_records(arguments.output)}
-    keys = [(damping, seed) for seed in arguments.seeds for damping in DAMPINGS if (damping, seed) not in done]
-    with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for records in pool.map(run, *zip(*keys, strict=True)) if keys else ():
-            append_records(arguments.output, records)
-            print(records[-1], flush=True)
+
+    def pending() -> list[tuple[float, int]]:
+        done = {(float(row["damping"]), int(row["seed"])) for row in read_records(arguments.output)}
+        return [(damping, seed) for seed in arguments.seeds for damping in DAMPINGS if (damping, seed) not in done]
+
+    all_well = run_pending(
+        arguments.output, arguments.jobs, pending, run, lambda _, records: append_records(arguments.output, records)
+    )
+    return 0 if all_well else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

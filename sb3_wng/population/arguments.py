@@ -89,11 +89,13 @@ def check_algorithm_kwargs(model: Population, instead: str) -> None:
     given = [name for name in OF_THE_POPULATION if name in model.algorithm_kwargs]
     if given:
         raise ValueError(f"algorithm_kwargs: pass {', '.join(given)} to {type(model).__name__} itself, the particles share it")
-    unread = [name for name in model.algorithm_kwargs if name not in OF_ADAM]
+    known = OF_ADAM if model.kind.has_critic else ()
+    unread = [name for name in model.algorithm_kwargs if name not in known]
     if unread and not model.kind.is_natural:
+        read = f"particles only have {', '.join(known)} (of their critics)" if known else "particles have no critics"
         raise ValueError(
             f"algorithm_kwargs: {', '.join(unread)} would have no effect: with algorithm={model.algorithm!r} Adam takes all "
-            f"steps, and particles only have {', '.join(OF_ADAM)} (of their critics)"
+            f"steps, and {read}"
         )
     if model.algorithm_kwargs.get("n_policy_updates", 1) != 1 or model.algorithm_kwargs.get("policy_batch_size") is not None:
         raise ValueError(

@@ -168,7 +168,14 @@ class Population(BoundedProgress):
         prepared = super()._setup_learn(*args, **kwargs)
         if self._last_obs is not before:  # the environments were reset
             self._running_returns = np.zeros(self.n_envs)
+        self._running_returns[self._last_episode_starts] = 0.0  # by somebody else
         return prepared
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """As every SB3 algorithm's; what particles reached in the environment before does not count in another."""
+        super().set_env(env, force_reset)
+        for returns in self.particle_returns:
+            returns.clear()
 
     @property
     def columns(self) -> list[slice]:

@@ -207,3 +207,30 @@ def test_a_callback_may_collect_between_rollouts():
 
     model = PPO("MlpPolicy", "Pendulum-v1", n_steps=16, batch_size=16, device="cpu").learn(48, Collect())
     assert model.num_timesteps == 48
+
+
+@pytest.mark.parametrize("cls", [BGPG, WassersteinPopulation])
+def test_a_seed_fixes_the_reference_that_an_agent_leaves(cls, monkeypatch):
+    closed = []
+    monkeypatch.setattr(DummyVecEnv, "close", lambda env: closed.append(env))
+    agent = PPO("MlpPolicy", "Pendulum-v1", n_steps=16, batch_size=16, seed=0)
+    settings = {"embedding": "state_visitation", "embedding_horizon": 8, "distance": "sinkhorn", "n_steps": 64}
+    references = []
+    for seed in (0, 0, 1, None):
+        torch.manual_seed(len(references))  # what happened before does not matter
+        model = cls("MlpPolicy", "Pendulum-v1", reference=(agent, "Pendulum-v1"), seed=seed, device="cpu", **settings)
+        references.append(np.asarray(model.reference))
+    assert len(closed) == 4  # those that were made for it
+    np.testing.assert_array_equal(references[0], references[1])
+    assert (references[0] != references[2]).any()
+    assert (references[0] != references[3]).any()
+
+
+def test_seeded_trajectories_leave_the_random_numbers_of_others_alone():
+    agent = PPO("MlpPolicy", "Pendulum-v1", n_steps=16, batch_size=16, seed=0)
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    one, other = (collect_trajectories(agent, "Pendulum-v1", n_steps=64, horizon=8, seed=4) for _ in range(2))
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(one.observations, other.observations)

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("mujoco")
 
-from sb3_wng.benchmarks import evolution_report, evolution_study
+from sb3_wng.benchmarks import evolution_report, evolution_study, pool
 from sb3_wng.benchmarks.evolution_study import POINT_WALL, ParentReturns, ReleasedNovelty
 from sb3_wng.benchmarks.records import append_records, read_records
 
@@ -80,10 +80,10 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(tiny, tmp_path, monkeypat
 
 def test_the_command_keeps_no_checkpoint_of_a_finished_run(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(evolution_study, "ITERATIONS_PER_CHECKPOINT", 1)
-    monkeypatch.setattr(evolution_study, "ProcessPoolExecutor", lambda jobs, mp_context: ThreadPoolExecutor(jobs))
+    monkeypatch.setattr(pool, "make_pool", ThreadPoolExecutor)
     work = tmp_path / "work"
     monkeypatch.setattr("sys.argv", ["", "--methods", "ES", "--seeds", "0", "--output", str(tmp_path), "--work", str(work)])
-    evolution_study.main()
+    assert evolution_study.main() == 0
     assert work.exists()
     assert not list(work.iterdir())
     assert len(read_records(tmp_path / "point_wall.csv")) == 2

@@ -111,3 +111,25 @@ def test_the_critics_learning_rate_may_be_a_schedule(small, name):
     model.learn(2 * model.n_steps * model.n_envs)
     rates = [particle.policy.optimizer.param_groups[0]["lr"] for particle in model.particles]
     assert rates == pytest.approx([0.0] * 3)
+
+
+def test_returns_of_another_environment_do_not_count(small, chase):
+    model = small("npg", n_particles=2).learn(64)
+    assert np.isfinite(model.mean_returns).any()
+    model.set_env(DummyVecEnv([chase] * model.n_envs))
+    assert not np.isfinite(model.mean_returns).any()
+    model.learn(64, reset_num_timesteps=False)
+    assert np.isfinite(model.mean_returns).all()
+
+
+def test_episodes_that_somebody_gave_up_do_not_count(small):
+    model = small("npg", n_particles=2).learn(64)
+    model._running_returns[:] = 1e6
+    model._last_episode_starts[:] = True  # as after collect_trajectories
+    model._setup_learn(64, reset_num_timesteps=False)
+    assert (model._running_returns == 0).all()
+
+
+def test_particles_without_critics_refuse_arguments_of_critics(small):
+    with pytest.raises(ValueError, match=r"n_critic_updates would have no effect.*particles have no critics"):
+        small("pg", algorithm_kwargs={"n_critic_updates": 5})

@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 
 from sb3_wng import SVPG
-from sb3_wng.benchmarks import svpg_report, svpg_speed, svpg_study
+from sb3_wng.benchmarks import pool, svpg_report, svpg_speed, svpg_study
 from sb3_wng.benchmarks.checkpoints import only_one
 from sb3_wng.benchmarks.cross_entropy import CrossEntropy, refit
 from sb3_wng.benchmarks.records import append_records
@@ -259,19 +259,19 @@ def fail_in_one(experiment, name, environment, seed, share, models, work, deadli
 
 
 def study(*arguments, monkeypatch):
-    monkeypatch.setattr(svpg_study, "ProcessPoolExecutor", lambda n, mp_context: ThreadPoolExecutor(n))
+    monkeypatch.setattr(pool, "make_pool", ThreadPoolExecutor)
     monkeypatch.setattr(svpg_study, "run", fail_in_one)
     monkeypatch.setattr("sys.argv", ["svpg_study", "weights", "--share", "0.3333333", *arguments])
-    svpg_study.main()
+    return svpg_study.main()
 
 
 def test_a_run_that_fails_does_not_cost_the_others(tmp_path, monkeypatch, capsys):
     common = "--algorithms", "svpg", "independent", "--output", str(tmp_path / "weights.csv"), "--work", str(tmp_path)
-    study(*common, "--seeds", "0", "1", "2", monkeypatch=monkeypatch)
+    assert study(*common, "--seeds", "0", "1", "2", monkeypatch=monkeypatch) == 1
     rows = pd.read_csv(tmp_path / "weights.csv")
     assert sorted(zip(rows.algorithm, rows.seed, strict=True)) == [(n, s) for n in ("independent", "svpg") for s in (1, 2)]
     assert "failed: svpg RllabCartPole-v0 0 OSError('no memory')" in capsys.readouterr().out
-    study(*common, "--seeds", "1", "2", monkeypatch=monkeypatch)
+    assert study(*common, "--seeds", "1", "2", monkeypatch=monkeypatch) == 0
     assert len(pd.read_csv(tmp_path / "weights.csv")) == 4  # the share is found again as it was written
 
 
