@@ -168,7 +168,7 @@ POLICY_GRADIENTS = Experiment(
     },
     dict.fromkeys((HOPPER, CHEETAH, WALKER, PENDULUM), 200_000),
     tuple(range(40, 50)),
-    baselines=("WNPG", "NPG", "PPO", "TRPO", "TRPO 2 x 512"),
+    baselines=("WNPG", "NPG", "BGPG-KL", "PPO", "TRPO", "TRPO 2 x 512"),
     saturating=(PENDULUM,),
     published=(PAPER, RL_ZOO),
 )

@@ -59,12 +59,17 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Name that any file system takes; two methods that differ only in punctuation would be refused by their lock."""
+        """Name that any file system takes."""
         return self.work / self.experiment.name / file_name(*self.key)
 
     @property
     def timesteps(self) -> int:
         return self.experiment.environments[self.environment]
+
+    @property
+    def description(self) -> str:
+        """Who runs, and with which settings: what a checkpoint belongs to."""
+        return repr((self.key, settings(self.experiment, self.algorithm, self.environment)))
 
     def is_finished(self) -> bool:
         return self.key in finished(self.csv)
@@ -89,20 +94,27 @@ def clock() -> Seconds:
 # --- Checkpoints ---
 
 
-def save_checkpoint(path: Path, model: BaseAlgorithm, episodes: list[Episode], seconds: Seconds) -> None:
+def save_checkpoint(run: Run, model: BaseAlgorithm, episodes: list[Episode], seconds: Seconds) -> None:
     state = {
+        "run": run.description,
         "model": saved(model),
         "normalization": pickle.dumps(model.get_vec_normalize_env()),
         "episodes": episodes,
         "seconds": seconds,
         "generators": generator_states(),
     }
-    replace_file(path, pickle.dumps(state))
+    replace_file(run.folder / "checkpoint", pickle.dumps(state))
 
 
-def load_checkpoint(path: Path, run: Run) -> tuple[BaseAlgorithm, list[Episode], Seconds]:
-    """The model of a checkpoint with new environments, the episodes so far, and the seconds they took."""
+def load_checkpoint(run: Run) -> tuple[BaseAlgorithm, list[Episode], Seconds]:
+    """The model of a checkpoint with new environments, the episodes so far, and the seconds they took.
+
+    :raises ValueError: for a checkpoint of another run, or of other settings
+    """
+    path = run.folder / "checkpoint"
     state = pickle.loads(path.read_bytes())
+    if state.get("run") != run.description:
+        raise ValueError(f"{path} was made by {state.get('run')}, and not by {run.description}: delete it to begin anew")
     arguments = settings(run.experiment, run.algorithm, run.environment)
     env = make_env(run.environment, arguments, seed=run.seed)
     statistics: VecNormalize | None = pickle.loads(state["normalization"])
@@ -143,7 +155,7 @@ class RunCallback(BaseCallback):
         replace_file(self.run.folder / "steps", str(self.num_timesteps).encode())
         self.is_paused = time.time() > self._deadline
         if self.is_paused or (self._n_rollouts > 0 and self._n_rollouts % self._checkpoint_every == 0):
-            save_checkpoint(self.run.folder / "checkpoint", self.model, self.episodes, self.seconds)
+            save_checkpoint(self.run, self.model, self.episodes, self.seconds)
         self._n_rollouts += 1
 
     def _on_step(self) -> bool:
@@ -180,7 +192,7 @@ def train(run: Run, deadline: float = float("inf"), checkpoint_every: int = 10) 
 def _train(run: Run, deadline: float, checkpoint_every: int) -> str:
     checkpoint = run.folder / "checkpoint"
     if checkpoint.exists():
-        model, episodes, seconds = load_checkpoint(checkpoint, run)
+        model, episodes, seconds = load_checkpoint(run)
     else:
         model = make_model(run.experiment, run.algorithm, run.environment, run.seed)
         episodes, seconds = [], (0.0, 0.0)

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import multiprocessing
 import re
 import signal
@@ -78,7 +79,7 @@ def test_a_killed_run_continues_from_its_checkpoint(algorithm, tmp_path, monkeyp
         die_at(patch, 250)
         with pytest.raises(Killed):
             train(run, checkpoint_every=1)
-    before, episodes, seconds = runner.load_checkpoint(run.folder / "checkpoint", run)
+    before, episodes, seconds = runner.load_checkpoint(run)
     assert before.num_timesteps == 192
     assert len(episodes) == 192 / 8
     assert run.steps_done() == 192
@@ -101,9 +102,9 @@ def test_a_checkpoint_brings_back_model_statistics_and_generators(tmp_path):
     run = make_run(tmp_path)
     run.folder.mkdir(parents=True)
     model = make_model(TINY, "WNPG", REGULATOR, 0).learn(128)
-    runner.save_checkpoint(run.folder / "checkpoint", model, [(8, -1.0, 0.5, 0.4)], (2.0, 1.5))
+    runner.save_checkpoint(run, model, [(8, -1.0, 0.5, 0.4)], (2.0, 1.5))
     expected_draw, expected_numbers = torch.rand(3), np.random.rand(3)  # noqa: NPY002  # SB3 draws from it
-    restored, episodes, seconds = runner.load_checkpoint(run.folder / "checkpoint", run)
+    restored, episodes, seconds = runner.load_checkpoint(run)
     torch.testing.assert_close(torch.rand(3), expected_draw, rtol=0, atol=0)
     np.testing.assert_array_equal(np.random.rand(3), expected_numbers)  # noqa: NPY002
     assert (episodes, seconds) == ([(8, -1.0, 0.5, 0.4)], (2.0, 1.5))
@@ -115,6 +116,9 @@ def test_a_checkpoint_brings_back_model_statistics_and_generators(tmp_path):
         env.reset()
         starts.append(env.get_original_obs())
     assert not np.allclose(*starts)  # episodes that were played are not played again
+    changed = dataclasses.replace(TINY, methods={"WNPG": Method("WNPG", "wnpg", {**SMALL, "gamma": 0.5})})
+    with pytest.raises(ValueError, match=r"checkpoint was made by .*, and not by .*'gamma': 0.5.*: delete it to begin anew"):
+        runner.load_checkpoint(dataclasses.replace(run, experiment=changed))
 
 
 def test_returns_are_those_of_the_monitor_but_not_rounded(tmp_path):
@@ -157,7 +161,7 @@ def test_a_run_pauses_at_the_deadline_and_continues(tmp_path, monkeypatch):
         patch.setattr(runner, "time", SimpleNamespace(**{**vars(time), "time": lambda: next(clock)}))
         assert train(run, deadline=50.0) == PAUSED
     assert not run.csv.exists()
-    assert runner.load_checkpoint(run.folder / "checkpoint", run)[0].num_timesteps == 128
+    assert runner.load_checkpoint(run)[0].num_timesteps == 128
     assert train(run) == FINISHED
 
 
@@ -212,7 +216,7 @@ def test_a_process_that_is_killed_frees_its_run(tmp_path):
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    reached = runner.load_checkpoint(run.folder / "checkpoint", run)[0].num_timesteps
+    reached = runner.load_checkpoint(run)[0].num_timesteps
     assert reached >= 128
     short = make_run(tmp_path, experiment=long_experiment(reached + 200 - reached % 5))
     assert train(short) == FINISHED
