@@ -48,6 +48,16 @@ def test_the_committed_page_is_what_the_committed_numbers_say():
     assert report.page(FOLDER) == (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_readmes_table_is_what_the_committed_numbers_say():
+    assert report.summary(FOLDER) in (FOLDER.parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readmes_table_has_the_best_first_and_only_what_is_finished(tmp_path):
+    write_fake(tmp_path, POLICY_GRADIENTS, lambda rank, share, seed: 100 * rank - 1e4, {("NPG", PENDULUM, 40)})
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in report.summary(tmp_path, POLICY_GRADIENTS).splitlines()[2:]]
+    assert rows == [name for name in reversed(POLICY_GRADIENTS.methods) if name != "NPG"]
+
+
 @pytest.mark.parametrize(("file", "column"), CHANGES)
 def test_a_changed_number_changes_the_page(file, column, tmp_path):
     path = tmp_path / file
