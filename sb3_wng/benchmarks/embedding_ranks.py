@@ -103,8 +103,9 @@ def time_updates(environment: str, repeats: int) -> Iterator[dict[str, object]]:
 
 PAGE = """# Which behavioural embedding for a task?
 
-The paper leaves this open: a kernel metric can compare final states, rewards, action sequences or a function of your own,
-and nothing says which of them to take. `rank_embeddings` asks a rollout: what would each one's natural gradient gain?
+The paper on WNPG ([arXiv 2010.05380](https://arxiv.org/abs/2010.05380)) leaves this open: a kernel metric can compare
+final states, rewards, action sequences or a function of your own, and nothing says which of them to take.
+`rank_embeddings` asks a rollout: what would each one's natural gradient gain?
 
 ```python
 from sb3_wng import WNPG, rank_embeddings

@@ -15,7 +15,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
-from sb3_wng import BGES, BGWNES, ES, NSRES, PG, WNES, ImplicitPolicy
+from sb3_wng import BGES, BGWNES, ES, NSRES, WNES, ImplicitPolicy
 from sb3_wng.algorithms.actors import NumpyActor, TorchActor
 from sb3_wng.algorithms.episodes import run_candidate, run_episode
 from sb3_wng.algorithms.evaluation import Outcome
@@ -476,11 +476,6 @@ def test_implicit_policy_samples_actions_and_is_trained(tmp_path):
     sampled = [model.predict(observation)[0].item() for _ in range(5)]
     assert len(set(sampled)) == 5
     assert len({model.predict(observation, deterministic=True)[0].item() for _ in range(5)}) == 1
-
-
-def test_policy_gradients_refuse_implicit_policies():
-    with pytest.raises(ValueError, match="ImplicitPolicy is no ActorCriticPolicy: it has no law of actions"):
-        PG(ImplicitPolicy, "Pendulum-v1")
 
 
 @pytest.mark.parametrize(

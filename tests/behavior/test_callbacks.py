@@ -392,7 +392,7 @@ class Infinite(Capture):
         (lambda trajectory: float("nan"), "embedding '<lambda>' returned non-finite"),
         (drifting(), "embedding 'drift' must return vectors of the same length .* 3 numbers after 2"),
         (Lost(), "embedding 'Lost' must return points of shape"),
-        (Infinite(), "embedding 'Infinite' is not finite"),
+        (Infinite(), "embedding 'Infinite' returned non-finite numbers"),
     ],
 )
 def test_an_embedding_that_fails_is_named(embedding, message):

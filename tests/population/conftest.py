@@ -8,7 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 
-from sb3_wng import SVPG
+from sb3_wng import PG, SVPG
 
 SMALL = {"n_particles": 3, "n_steps": 16, "seed": 0, "device": "cpu"}
 KWARGS = {"batch_size": 16, "n_critic_updates": 2}
@@ -53,7 +53,7 @@ def small():
         settings = {**SMALL, **settings}
         if not isinstance(env, str) and callable(env):
             env = make_vec_env(env, n_envs=2 * settings["n_particles"], seed=0)
-        given = {} if algorithm in ("pg", "pg_linear") else KWARGS
+        given = {} if algorithm in ("pg", "pg_linear", PG) else KWARGS
         return SVPG(
             policy,
             env,
