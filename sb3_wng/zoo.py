@@ -369,7 +369,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         _fail(f"{missing} is not installed: pip install 'sb3-wng[zoo]'")
     except DependencyNotInstalled as error:  # a task's simulator
-        _fail(f"{error}. Simulators come with: pip install 'sb3-wng[envs]'")
+        _fail(f"{error}" + (". It comes with: pip install 'sb3-wng[envs]'" if "mujoco" in str(error).lower() else ""))
 
 
 if __name__ == "__main__":

@@ -191,7 +191,7 @@ def test_a_missing_simulator_and_a_missing_package_of_tasks_are_named_in_one_lin
 
     monkeypatch.setattr(zoo, "_run", without_mujoco)
     for arguments, message in (
-        (["--env", "Hopper-v5"], "sb3_wng.zoo: MuJoCo is not installed. Simulators come with: pip install 'sb3-wng[envs]'\n"),
+        (["--env", "Hopper-v5"], "sb3_wng.zoo: MuJoCo is not installed. It comes with: pip install 'sb3-wng[envs]'\n"),
         (["--gym-packages", "nowhere.envs"], "sb3_wng.zoo: --gym-packages nowhere.envs is not installed\n"),
     ):
         with pytest.raises(SystemExit):

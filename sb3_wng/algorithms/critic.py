@@ -51,17 +51,16 @@ def _fixed_features(model: NaturalPolicyGradient, observations: Any) -> th.Tenso
     own = {id(parameter) for parameter in model.critic_parameters}
     if not list(extractor.parameters()) or any(id(parameter) in own for parameter in extractor.parameters()):
         return None
-    if any(_is_noisy(module) for module in extractor.modules()):
-        return None
     if type(policy).predict_values is not ActorCriticPolicy.predict_values:
         return None
     with th.no_grad():
-        return BaseModel.extract_features(policy, observations, extractor)
-
-
-def _is_noisy(module: nn.Module) -> bool:
-    """Whether a module drops some of its inputs: dropout, attention or recurrence with a rate of it."""
-    return any(isinstance(rate, float) and rate > 0 for rate in (getattr(module, "p", 0), getattr(module, "dropout", 0)))
+        features = BaseModel.extract_features(policy, observations, extractor)
+        modes = [(module, module.training) for module in extractor.modules()]
+        extractor.eval()
+        is_steady = th.equal(features, BaseModel.extract_features(policy, observations, extractor))
+        for module, mode in modes:
+            module.training = mode
+    return features if is_steady else None
 
 
 def _hold_batch_statistics(policy: nn.Module, actor_parameters: list[nn.Parameter]) -> None:

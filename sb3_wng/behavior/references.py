@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -54,10 +55,7 @@ def collect_trajectories(
     if normalizer is not None:
         normalizer.training = False
     try:
-        with torch.random.fork_rng(devices=[], enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
-                env.seed(seed)
+        with _seeded(model, env, seed):
             steps = _act(model, env, normalizer, -(-n_steps // env.num_envs), horizon, deterministic)
     finally:
         if is_own:
@@ -74,6 +72,24 @@ def collect_trajectories(
         flat_actions(environment_major(actions), model.action_space),
         torch.as_tensor(environment_major(rewards)).float(),
     )
+
+
+@contextmanager
+def _seeded(model: BaseAlgorithm, env: VecEnv, seed: int | None) -> Iterator[None]:
+    """All random numbers that an environment and a model's actions draw, from a seed; others' go on as if nothing had been."""
+    if seed is None:
+        yield
+        return
+    numpy_state = np.random.get_state()  # noqa: NPY002  # DQN draws from it
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        try:
+            np.random.seed(seed)  # noqa: NPY002
+            torch.manual_seed(seed)
+            model.action_space.seed(seed)
+            env.seed(seed)
+            yield
+        finally:
+            np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 def _innermost(env: VecEnv) -> set[int]:

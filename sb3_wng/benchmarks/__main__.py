@@ -80,6 +80,8 @@ def run_experiment(parsed: argparse.Namespace) -> bool:
 
     :raises ValueError: for what the experiment does not have, or lacks settings for
     """
+    if parsed.experiment in STUDIES:
+        raise ValueError(f"name the study first: run {parsed.experiment} ...")
     if parsed.experiment == TOY:
         from sb3_wng.benchmarks import gaussian_toy
 

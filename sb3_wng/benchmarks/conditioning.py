@@ -233,7 +233,7 @@ def main() -> int:
         return [key for key in [*((e, RANDOM, 0) for e in EXPERIMENT.environments), *wanted] if key not in done]
 
     train = partial(run, output=arguments.output)  # which records
-    return 0 if run_pending(arguments.output, arguments.jobs, pending, train, lambda *_: None) else 1
+    return 0 if run_pending(arguments.output, arguments.jobs, pending, train, lambda *_: True) else 1
 
 
 if __name__ == "__main__":

@@ -316,13 +316,14 @@ def main() -> int:
         parser.error(f"--methods: {arguments.study} has no {sorted(unknown)}; it has {list(STUDIES[arguments.study].methods)}")
     curves, paths = (arguments.output / f"{arguments.study}{suffix}.csv" for suffix in ("", "_paths"))
 
-    def record(key: tuple[Any, ...], result: tuple[list[dict[str, object]], dict[str, object]]) -> None:
+    def record(key: tuple[Any, ...], result: tuple[list[dict[str, object]], dict[str, object]]) -> bool:
         records, path = result
         if records:
             if key not in recorded(paths):
                 append_records(paths, [path])  # first: the run is finished once its curve is there
             append_records(curves, records)
             checkpoint_path(arguments.work, arguments.study, *key).unlink(missing_ok=True)
+        return bool(records)
 
     train = partial(run, arguments.study, work=arguments.work, deadline=time.time() + arguments.budget)
     pending = partial(unfinished, curves, methods, arguments.seeds)

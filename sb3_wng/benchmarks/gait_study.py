@@ -252,7 +252,7 @@ def main() -> int:
 
     steps = (singles, train_single), (pending, run)  # which record
     results = [
-        run_pending(path, arguments.jobs, keys, partial(do, folder=arguments.folder), lambda *_: None) for keys, do in steps
+        run_pending(path, arguments.jobs, keys, partial(do, folder=arguments.folder), lambda *_: True) for keys, do in steps
     ]
     return 0 if all(results) else 1
 

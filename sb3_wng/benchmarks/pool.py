@@ -21,15 +21,15 @@ def run_pending(
     jobs: int,
     pending: Callable[[], Iterable[tuple[Any, ...]]],
     train: Callable[..., Any],
-    record: Callable[[tuple[Any, ...], Any], None],
+    record: Callable[[tuple[Any, ...], Any], bool],
 ) -> bool:
     """Train what a results file lacks, and record each run as soon as it is finished; one that fails does not end the others.
 
     :param path: the file, held against other processes meanwhile
     :param pending: keys of the runs that it lacks, asked for once the file is held
     :param train: of a key, in a process of its own
-    :param record: of a key and what ``train`` returned, in this process
-    :return: whether none failed
+    :param record: of a key and what ``train`` returned, in this process; whether the run is finished, and not paused
+    :return: whether all are finished
     :raises RuntimeError: if another process holds the file
     """
     start, all_well = time.perf_counter(), True
@@ -38,9 +38,10 @@ def run_pending(
         for count, future in enumerate(as_completed(futures), 1):
             key, error = futures[future], future.exception()
             if error is None:
-                record(key, future.result())
+                is_finished = record(key, future.result())
                 rest = (len(futures) - count) * (time.perf_counter() - start) / count / 60
-                print(f"{count}/{len(futures)}", *key, f"to finish: {rest:.0f} min", flush=True)
+                print(f"{count}/{len(futures)}", *key, f"to finish: {rest:.0f} min" if is_finished else "paused", flush=True)
+                all_well &= is_finished
             else:
                 print("failed:", *key, repr(error), flush=True)
                 all_well = False

@@ -123,13 +123,19 @@ def learning_section(experiment: Experiment, folder: Path) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def is_as_complete_as_any(table: pd.DataFrame, task: str) -> bool:
+    """Whether no other task has been finished by more methods."""
+    counts = table.columns.get_level_values("environment").value_counts()
+    return bool(counts[task] == counts.max())
+
+
 def summary(folder: Path, experiment: Experiment = POLICY_GRADIENTS) -> str:
     """The table of the README: mean final returns, and interquartile means of scores at the end and by area, best first."""
     runs, constants = read_runs(folder, experiment), read_constants(folder)
     final = final_returns(runs, experiment).groupby(level=["algorithm", "environment"]).mean()
     by_end = scores(runs, experiment, constants)
     by_area = scores(runs, replace(experiment, saturating=tuple(experiment.environments)), constants)
-    tasks = aggregated_tasks(by_end, experiment)
+    tasks = [task for task in aggregated_tasks(by_end, experiment) if is_as_complete_as_any(by_end, task)]
     at_end, areas = (samples(table, experiment.methods, tasks) for table in (by_end, by_area))
     columns = {figures.short(task): [number(final[name, task]) for name in at_end] for task in tasks}
     estimates = {name: interquartile_mean(values).value for name, values in at_end.items()}

@@ -337,7 +337,7 @@ def main() -> int:
 
 
 def run_experiment(arguments: argparse.Namespace, path: Path) -> bool:
-    """Every run that the arguments name and the file lacks, a seed at a time; whether none failed."""
+    """Every run that the arguments name and the file lacks, a seed at a time; whether all are finished."""
     share = float(f"{arguments.share:g}")  # as the file has it
 
     def pending() -> list[tuple[str, str, int]]:
@@ -352,11 +352,12 @@ def run_experiment(arguments: argparse.Namespace, path: Path) -> bool:
             and (name, environment, seed, share) not in done
         ]
 
-    def record(key: tuple[Any, ...], records: list[dict[str, object]]) -> None:
+    def record(key: tuple[Any, ...], records: list[dict[str, object]]) -> bool:
         if records:
             append_records(path, records)
             name, environment, seed = key
             checkpoint_path(arguments.work, arguments.experiment, name, environment, seed, share).unlink(missing_ok=True)
+        return bool(records)
 
     settings = {"share": share, "models": arguments.models, "work": arguments.work}
     train = partial(run, arguments.experiment, deadline=time.time() + arguments.budget, **settings)

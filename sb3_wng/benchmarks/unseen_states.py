@@ -180,10 +180,11 @@ def main() -> int:
         done = {(float(row["damping"]), int(row["seed"])) for row in read_records(arguments.output)}
         return [(damping, seed) for seed in arguments.seeds for damping in DAMPINGS if (damping, seed) not in done]
 
-    all_well = run_pending(
-        arguments.output, arguments.jobs, pending, run, lambda _, records: append_records(arguments.output, records)
-    )
-    return 0 if all_well else 1
+    def record(_: tuple[float, int], records: list[dict[str, object]]) -> bool:
+        append_records(arguments.output, records)
+        return True
+
+    return 0 if run_pending(arguments.output, arguments.jobs, pending, run, record) else 1
 
 
 if __name__ == "__main__":

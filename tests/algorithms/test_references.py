@@ -6,7 +6,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
-from stable_baselines3 import PPO
+from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
@@ -234,3 +234,12 @@ def test_seeded_trajectories_leave_the_random_numbers_of_others_alone():
     one, other = (collect_trajectories(agent, "Pendulum-v1", n_steps=64, horizon=8, seed=4) for _ in range(2))
     assert torch.equal(torch.rand(3), expected)
     assert torch.equal(one.observations, other.observations)
+
+
+def test_agents_that_draw_from_numpy_are_seeded_too():
+    agent = DQN("MlpPolicy", "CartPole-v1", seed=0, learning_starts=0, buffer_size=10)
+    agent.exploration_rate = 0.5
+    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    one, other = (collect_trajectories(agent, "CartPole-v1", n_steps=64, horizon=8, seed=4) for _ in range(2))
+    assert torch.equal(one.actions, other.actions)
+    np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002

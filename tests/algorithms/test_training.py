@@ -537,15 +537,23 @@ def test_what_the_critic_cannot_change_is_computed_once(small, fill, monkeypatch
         n_calls.append(model.policy.vf_features_extractor.n_calls)
         monkeypatch.setattr(critic, "_fixed_features", lambda model, observations: None)
     torch.testing.assert_close(*fitted)
-    assert n_calls == [1 if is_shared else 5 * 4, 5 * 4]
+    assert n_calls == [2 if is_shared else 5 * 4, 5 * 4]  # twice, to see that there is no noise
 
 
-@pytest.mark.parametrize(
-    ("layer", "is_noisy"),
-    [(nn.Dropout(0.1), True), (nn.Dropout(0.0), False), (nn.MultiheadAttention(2, 1, 0.1), True), (nn.Tanh(), False)],
-)
-def test_layers_that_drop_inputs_are_known(layer, is_noisy):
-    assert critic._is_noisy(layer) == is_noisy
+class Noisy(Extractor):
+    """Noise that no layer shows."""
+
+    def forward(self, observations):
+        return nn.functional.dropout(super().forward(observations), 0.5, self.training)
+
+
+@pytest.mark.parametrize(("extractor", "is_fixed"), [(Extractor, True), (Noisy, False), (DropoutExtractor, False)])
+def test_features_with_noise_are_not_fixed(small, fill, extractor, is_fixed):
+    model = fill(small(WNPG, "Pendulum-v1", policy_kwargs={"features_extractor_class": extractor}))
+    model.policy.set_training_mode(True)
+    features = critic._fixed_features(model, next(model.rollout_buffer.get(batch_size=None)).observations)
+    assert (features is not None) == is_fixed
+    assert all(module.training for module in model.policy.modules())
 
 
 def test_passes_without_a_cap_are_measured_once(small, fill, monkeypatch):

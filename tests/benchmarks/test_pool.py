@@ -28,13 +28,19 @@ def test_runs_are_recorded_one_by_one_and_a_failing_one_costs_only_itself(thread
             pass  # the file is held before it is read
         return [(4, 2), (1, 0), (9, 3)]
 
-    assert not run_pending(path, 2, pending, divide, recorded.__setitem__)
+    def record(key, result):
+        recorded[key] = result
+        return result > 2
+
+    assert not run_pending(path, 2, pending, divide, record)
     assert recorded == {(4, 2): 2, (9, 3): 3}
     printed = capsys.readouterr().out
     assert "failed: 1 0 ZeroDivisionError" in printed
     assert "3/3" in printed or "2/3" in printed
-    assert "to finish: 0 min" in printed
-    assert run_pending(path, 2, lambda: [(4, 2)], divide, recorded.__setitem__)
+    assert "9 3 to finish: 0 min" in printed
+    assert "4 2 paused" in printed
+    assert not run_pending(path, 2, lambda: [(4, 2)], divide, record)
+    assert run_pending(path, 2, lambda: [(9, 3)], divide, record)
 
 
 def run_of_states(damping, seed):

@@ -277,6 +277,11 @@ def test_the_list_counts_finished_runs(capsys):
     assert "svpg_study " in printed
 
 
+def test_a_study_after_other_arguments_is_told_apart(capsys):
+    assert command_line.main(["run", "--jobs", "2", "unseen_states"]) == 2
+    assert "name the study first: run unseen_states" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("study", command_line.STUDIES)
 def test_studies_are_run_by_name_with_arguments_of_their_own(study, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["kept"])
