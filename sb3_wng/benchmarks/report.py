@@ -129,8 +129,9 @@ def is_as_complete_as_any(table: pd.DataFrame, task: str) -> bool:
     return bool(counts[task] == counts.max())
 
 
-def summary(folder: Path, experiment: Experiment = POLICY_GRADIENTS) -> str:
+def summary(folder: Path) -> str:
     """The table of the README: mean final returns, and interquartile means of scores at the end and by area, best first."""
+    experiment = POLICY_GRADIENTS
     runs, constants = read_runs(folder, experiment), read_constants(folder)
     final = final_returns(runs, experiment).groupby(level=["algorithm", "environment"]).mean()
     by_end = scores(runs, experiment, constants)

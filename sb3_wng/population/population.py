@@ -259,7 +259,8 @@ class Population(BoundedProgress):
                 values = evaluate_columns(buffer, columns, particle, self._last_obs, timeouts)
                 last_values[columns] = th.as_tensor(values)
         buffer.compute_returns_and_advantage(last_values, dones)
-        self.policy.best.fill_(int(np.argmax(self.mean_returns)))
+        if np.isfinite(self.mean_returns).any():  # else the best is who was so before
+            self.policy.best.fill_(int(np.argmax(self.mean_returns)))
 
     @property
     def mean_returns(self) -> NDArray[np.float64]:

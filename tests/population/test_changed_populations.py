@@ -122,6 +122,14 @@ def test_returns_of_another_environment_do_not_count(small, chase):
     assert np.isfinite(model.mean_returns).all()
 
 
+def test_the_best_particle_stays_the_best_until_an_episode_has_ended(small):
+    model = small("npg", "Pendulum-v1", n_particles=2, n_steps=16)
+    model.policy.best.fill_(1)  # as it was saved, before set_env
+    model.learn(2 * 16)
+    assert not np.isfinite(model.mean_returns).any()
+    assert model.policy.best == 1
+
+
 def test_episodes_that_somebody_gave_up_do_not_count(small):
     model = small("npg", n_particles=2).learn(64)
     model._running_returns[:] = 1e6
