@@ -58,7 +58,6 @@ class Setting:
     :param environments: and the best return that the paper reports on each, if it does
     :param task: options of the environment
     :param n_columns: environments of all particles together
-    :param initial_scale: of the weights at first; the logarithm of the spread is zero then, and stays
     :param is_cross_entropy: :class:`CrossEntropy` in place of SVPG
     """
 
@@ -66,7 +65,6 @@ class Setting:
     environments: dict[str, float | None] = field(default_factory=lambda: {SWING_UP: None})
     task: dict[str, Any] = field(default_factory=dict)
     n_columns: int = N_COLUMNS
-    initial_scale: float = 1.0
     is_cross_entropy: bool = False
 
 
@@ -138,8 +136,8 @@ def ablations() -> dict[str, Setting]:
     for mode, rate in itertools.product(("independent", "svpg"), (0.001, 0.002, 0.01, 0.02)):
         settings[f"learning rate {rate:g}, {mode}"] = Setting({"algorithm": "pg", "mode": mode, "learning_rate": rate})
     for scale, (name, extra) in itertools.product((3.0, 6.0), (("", {}), (", selection", {"selection_interval": 20}))):
-        arguments = {"algorithm": "pg", "mode": "independent", **extra}
-        settings[f"weights x {scale:g} at first, independent{name}"] = Setting(arguments, initial_scale=scale)
+        arguments = {"algorithm": "pg", "mode": "independent", "initial_scale": scale, **extra}
+        settings[f"weights x {scale:g} at first, independent{name}"] = Setting(arguments)
     settings["one CEM per particle"] = Setting({"algorithm": "pg"}, is_cross_entropy=True)
     return settings
 
@@ -226,9 +224,7 @@ def make_model(setting: Setting, environment: str, seed: int) -> SVPG:
     """The population, with the paper's settings where nothing else is given."""
     env = make_batched(environment, setting.n_columns, seed=seed, **setting.task)
     arguments = {"n_particles": N_PARTICLES, "temperature": 10.0, "policy_kwargs": NETWORK, **setting.arguments}
-    model = SVPG("MlpPolicy", env, n_steps=N_STEPS, stats_window_size=20, seed=seed, device="cpu", **arguments)
-    model.policy.theta.mul_(setting.initial_scale)
-    return model
+    return SVPG("MlpPolicy", env, n_steps=N_STEPS, stats_window_size=20, seed=seed, device="cpu", **arguments)
 
 
 def checkpoint_path(work: Path, experiment: str, name: str, environment: str, seed: int, share: float) -> Path:

@@ -47,6 +47,7 @@ def check_population_arguments(model: SVPG) -> None:
     check_choice("mode", model.mode, MODES)
     check_choice("kernel", model.kernel, KERNELS)
     check_temperature(model.temperature)
+    check_positive(model, "initial_scale")
     if model.prior_std is not None and not (is_finite_number(model.prior_std) and model.prior_std > 0):
         raise ValueError(f"prior_std must be a finite number > 0, or None for a flat prior, got {model.prior_std!r}")
     for name in ("behavior_coef", "selection_noise"):

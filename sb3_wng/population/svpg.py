@@ -55,6 +55,8 @@ class SVPG(Population):
     :param normalize_advantage: Standardise the advantages over each particle's rollout, so that a temperature means the same
         on every task
     :param n_envs_per_particle: Environments of each particle where ``env`` is an id
+    :param initial_scale: Factor on the actors' weights before training (biases and spreads keep their start); 1 to 6. Large
+        weights do for independent particles what the repulsion does, see the algorithm's page
     :param selection_interval: Every so many rollouts the worst quarter is replaced by copies of the best; 0: never; the
         authors' code: 20
     :param selection_noise: Copies are perturbed uniformly by up to this
@@ -96,6 +98,7 @@ class SVPG(Population):
         prior_std: float | None = None,
         normalize_advantage: bool = True,
         n_envs_per_particle: int = 1,
+        initial_scale: float = 1.0,
         selection_interval: int = 0,
         selection_noise: float = 0.005,
         embedding: str | BehaviorEmbedding | Callable[[Trajectory], Any] = "state_visitation",
@@ -119,6 +122,7 @@ class SVPG(Population):
         self.bandwidth = bandwidth
         self.temperature = temperature
         self.prior_std = prior_std
+        self.initial_scale = initial_scale
         self.selection_interval = selection_interval
         self.selection_noise = selection_noise
         self.embedding = embedding
@@ -157,6 +161,10 @@ class SVPG(Population):
     def _setup_model(self) -> None:
         super()._setup_model()
         self.temperature_schedule = make_schedule(self.temperature)
+        for particle, actor in zip(self.policy, self.policy.actors, strict=True):
+            for parameter in actor:
+                if parameter.ndim > 1 and parameter is not getattr(particle, "log_std", None):  # gSDE's is a matrix, too
+                    parameter.data.mul_(self.initial_scale)
 
     @property
     def population_size(self) -> int:

@@ -216,6 +216,7 @@ def test_an_environment_id_makes_one_environment_or_more_for_each_particle(small
         ({"algorithm": "ppo"}, "no one gradient of the return"),
         ({"algorithm": "sac"}, "algorithm must be one of 'a2c', 'pg', 'pg_linear', 'npg', 'wnpg'"),
         ({"n_particles": 0}, "n_particles must be an integer >= 1"),
+        ({"initial_scale": 0.0}, "initial_scale must be a finite number > 0"),
         ({"temperature": 0.0}, "temperature must be a finite number > 0"),
         ({"temperature": lambda remaining: 10 * remaining}, "schedule gives 0.0 at a remaining progress of 0.0"),
         ({"behavior_coef": -1.0}, "behavior_coef must be"),

@@ -338,3 +338,15 @@ def test_means_over_particles_are_of_the_last_update_however_rarely_they_are_wri
 def test_one_advantage_each_is_refused(small):
     with pytest.raises(ValueError, match="n_steps=1 with one environment each"):
         small("pg", "Pendulum-v1", n_steps=1)
+
+
+@pytest.mark.parametrize("use_sde", [False, True])
+def test_larger_weights_at_first_leave_biases_and_spreads(small, use_sde):
+    kwargs = {"ortho_init": False, "log_std_init": -1.0}  # biases that are not zero
+    one, three = (small("pg", policy_kwargs=kwargs, use_sde=use_sde, initial_scale=scale).policy for scale in (1.0, 3.0))
+    for small_one, large in zip(one, three, strict=True):
+        assert (large.log_std == small_one.log_std).all()
+        torch.testing.assert_close(large.action_net.weight, 3 * small_one.action_net.weight)
+        torch.testing.assert_close(large.action_net.bias, small_one.action_net.bias)
+        torch.testing.assert_close(large.value_net.weight, small_one.value_net.weight)
+    assert (three.theta.norm(dim=1) > one.theta.norm(dim=1)).all()  # which the stacked forward pass reads

@@ -202,16 +202,6 @@ def test_cross_entropy_methods_learn_apart_from_each_other(tiny):
         CrossEntropy(model, 5)
 
 
-def test_larger_weights_at_first_leave_the_spread_and_the_directions_of_the_weights():
-    plain = svpg_study.Setting({"algorithm": "pg", "n_particles": 2}, n_columns=2)
-    one, three = (
-        svpg_study.make_model(replace(plain, initial_scale=scale), svpg_study.SWING_UP, 0).policy for scale in (1.0, 3.0)
-    )
-    torch.testing.assert_close(three.theta, 3 * one.theta)
-    assert (three.particles[0].log_std == 0).all()
-    torch.testing.assert_close(three.particles[1].action_net.weight, 3 * one.particles[1].action_net.weight)
-
-
 def test_an_episode_counts_until_its_end(tiny):
     """Columns start anew by themselves; what they earn after that is not the candidate's."""
     setting = svpg_study.Setting({"algorithm": "pg", "n_particles": 8}, n_columns=8, task={"max_episode_steps": 10})
