@@ -30,6 +30,7 @@ from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_wng import BGES, BGPG, BGWNES, BGWNPG, ES, NPG, NSRES, PG, SVPG, WNES, WNPG, WassersteinPopulation
 from sb3_wng.population import AnnealedCoefficient, AnnealedTemperature, CyclicalTemperature
+from sb3_wng.population.particles import KINDS, kind_name
 
 if TYPE_CHECKING:
     import optuna
@@ -134,23 +135,43 @@ def convert_policy_gradient_params(sampled_params: dict[str, Any]) -> dict[str, 
 def sample_population_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any], *, algo: str
 ) -> dict[str, Any]:
-    """Draw the hyperparameters of one trial of a population; the particles' algorithm is the file's."""
+    """Draw the hyperparameters of one trial of a population; the particles' algorithm, which decides what they read, is the
+    file's (see :func:`_with_particles`)."""
+    particles = trial.user_attrs.get("particles", "wnpg")
+    kind = KINDS[particles]
     sampled = {
-        "learning_rate": trial.suggest_float("learning_rate", 1e-4, 0.02, log=True),
         "n_steps_pow": trial.suggest_int("n_steps_pow", 5, 10),
         "one_minus_gamma": trial.suggest_float("one_minus_gamma", 0.0001, 0.03, log=True),
-        "one_minus_gae_lambda": trial.suggest_float("one_minus_gae_lambda", 0.0001, 0.1, log=True),
         "net_arch": trial.suggest_categorical("net_arch", ["small", "medium"]),
         "activation_fn": trial.suggest_categorical("activation_fn", ["tanh", "relu"]),
     }
+    if kind.has_critic:
+        sampled["one_minus_gae_lambda"] = trial.suggest_float("one_minus_gae_lambda", 0.0001, 0.1, log=True)
+        sampled["critic_learning_rate"] = trial.suggest_float("critic_learning_rate", 1e-5, 0.002, log=True)
+    if kind.is_natural:
+        sampled["target_kl"] = trial.suggest_float("target_kl", 0.002, 0.5, log=True)
+    else:
+        sampled["learning_rate"] = trial.suggest_float("learning_rate", 1e-4, 0.02, log=True)
+    if particles == "wnpg":
+        sampled["target_distance"] = trial.suggest_float("target_distance", 0.002, 0.2, log=True)
     if algo == "svpg":
         sampled["temperature"] = trial.suggest_float("temperature", 0.1, 100.0, log=True)
     else:
         sampled["wasserstein_coef"] = trial.suggest_float("wasserstein_coef", -1.0, 0.0)
-    hyperparams = convert_policy_gradient_params(sampled)
+    hyperparams = convert_population_params(sampled)
     for name in ("gamma", "n_steps"):
         trial.set_user_attr(name, hyperparams[name])
     return hyperparams
+
+
+def convert_population_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
+    """Turn a trial's raw parameters into constructor arguments, those of the particles among ``algorithm_kwargs``."""
+    hyperparams = convert_policy_gradient_params({"one_minus_gae_lambda": 0.05, **sampled_params})
+    if "critic_learning_rate" not in hyperparams:
+        del hyperparams["gae_lambda"]  # nothing reads it
+    names = {"critic_learning_rate": "learning_rate", "target_kl": "target_kl", "target_distance": "target_distance"}
+    particles = {name: hyperparams.pop(key) for key, name in names.items() if key in hyperparams}
+    return {**hyperparams, **({"algorithm_kwargs": particles} if particles else {})}
 
 
 def sample_evolution_strategy_params(
@@ -202,6 +223,18 @@ def _with_our_schedules(preprocess: Callable[[dict[str, Any]], dict[str, Any]]) 
     return with_our_schedules
 
 
+def _with_particles(objective: Callable[..., float]) -> Callable[..., float]:
+    """RL-Zoo's objective of a search, which lets the sampler of a population know what the file's particles are."""
+
+    @functools.wraps(objective)
+    def with_particles(manager: Any, trial: optuna.Trial) -> float:
+        if manager.algo in POPULATIONS:
+            trial.set_user_attr("particles", kind_name(manager._hyperparams.get("algorithm", "wnpg")))
+        return objective(manager, trial)
+
+    return with_particles
+
+
 def _schedule(name: str, text: str) -> Schedule:
     """``AnnealedTemperature(100, 1)`` and the like, evaluated as RL-Zoo evaluates ``policy_kwargs``."""
     try:
@@ -223,12 +256,13 @@ def register() -> None:
     preprocess = ExperimentManager._preprocess_schedules
     if not hasattr(preprocess, "__wrapped__"):
         ExperimentManager._preprocess_schedules = staticmethod(_with_our_schedules(preprocess))  # type: ignore[assignment]
+        ExperimentManager.objective = _with_particles(ExperimentManager.objective)  # type: ignore[method-assign]
     for algo in ALGORITHMS:
         HYPERPARAMS_SAMPLER[algo] = functools.partial(sample_policy_gradient_params, algo=algo)
         HYPERPARAMS_CONVERTER[algo] = convert_policy_gradient_params
     for algo in POPULATIONS:
         HYPERPARAMS_SAMPLER[algo] = functools.partial(sample_population_params, algo=algo)
-        HYPERPARAMS_CONVERTER[algo] = convert_policy_gradient_params
+        HYPERPARAMS_CONVERTER[algo] = convert_population_params
     for algo in STRATEGIES:
         HYPERPARAMS_SAMPLER[algo] = functools.partial(sample_evolution_strategy_params, algo=algo)
         HYPERPARAMS_CONVERTER[algo] = convert_evolution_strategy_params

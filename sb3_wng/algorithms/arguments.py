@@ -65,10 +65,15 @@ def check_policy_gradient_arguments(model: NaturalPolicyGradient) -> None:
         )
     if model.env is not None:
         check_batch_size(model.n_steps, model.env.num_envs, model.batch_size, model.normalize_advantage)
-        if model.uses_kernel and not is_of_states(model):
-            check_windows(model.n_steps, model.env.num_envs, model.embedding_horizon)
-        elif model.uses_kernel:
-            check_smallest_minibatch(model.n_steps * model.env.num_envs, minibatch_size(model))
+        check_kernel_samples(model, model.n_steps, model.env.num_envs)
+
+
+def check_kernel_samples(model: NaturalPolicyGradient, n_steps: int, n_envs: int) -> None:
+    """:raises ValueError: for a rollout with less than two samples of what a kernel metric compares"""
+    if model.uses_kernel and not is_of_states(model):
+        check_windows(n_steps, n_envs, model.embedding_horizon)
+    elif model.uses_kernel:
+        check_smallest_minibatch(n_steps * n_envs, minibatch_size(model))
 
 
 def minibatch_size(model: NaturalPolicyGradient) -> int | None:

@@ -88,6 +88,17 @@ class PopulationPolicy(BasePolicy):
                 "the constructor of policy_kwargs' features_extractor_class"
             )
 
+    def retie(self) -> None:
+        """Take over parameters that got memory of their own since (``load_from_vector``, ``pickle``): their values count."""
+        is_tied = True
+        for row, actor in zip(self.theta, self.actors, strict=True):
+            for parameter, values in zip(actor, row.split([q.numel() for q in actor]), strict=True):
+                if parameter.data_ptr() != values.data_ptr():
+                    values.copy_(parameter.detach().flatten())
+                    is_tied = False
+        if not is_tied:
+            self._share()
+
     def _share(self) -> None:
         for row, actor in zip(self.theta, self.actors, strict=True):
             for parameter, values in zip(actor, row.split([q.numel() for q in actor]), strict=True):

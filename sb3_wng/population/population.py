@@ -24,7 +24,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
-from sb3_wng.algorithms.arguments import check_integers
+from sb3_wng.algorithms.arguments import check_integers, check_kernel_samples
 from sb3_wng.algorithms.policy_gradient import NaturalPolicyGradient
 from sb3_wng.algorithms.progress import BoundedProgress
 from sb3_wng.algorithms.rollouts import check_finite_observation, check_finite_rollout
@@ -160,6 +160,7 @@ class Population(BoundedProgress):
             raise ValueError(
                 "n_steps=1 with one environment each makes one advantage, which cannot be normalized: raise either"
             )
+        check_kernel_samples(self.particles[0].learner, self.n_steps, self.n_envs // self.population_size)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         self.check_n_envs()  # a loaded population may have been given another environment, which is enough to predict
@@ -173,9 +174,11 @@ class Population(BoundedProgress):
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """As every SB3 algorithm's; what particles reached in the environment before does not count in another."""
+        is_first = self.env is None  # of a population that was loaded without one
         super().set_env(env, force_reset)
-        for returns in self.particle_returns:
-            returns.clear()
+        if not is_first:
+            for returns in self.particle_returns:
+                returns.clear()
 
     @property
     def columns(self) -> list[slice]:
@@ -186,6 +189,7 @@ class Population(BoundedProgress):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         assert self._last_obs is not None, "No previous observation was provided"
+        self.policy.retie()
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
         if self.use_sde:
@@ -202,6 +206,7 @@ class Population(BoundedProgress):
             self.num_timesteps += env.num_envs
             callback.update_locals(locals())
             if not callback.on_step():
+                self._running_returns[dones] = 0.0
                 return False
             self._record_episodes(infos, rewards, dones)
             timeouts += [Timeout(n_steps, column, observation) for column, observation in ended]
@@ -224,7 +229,14 @@ class Population(BoundedProgress):
         except ValueError as error:  # torch's distributions refuse non-finite parameters, but cannot say where from
             check_finite_observation(self._last_obs, error)
             raise
-        return actions.cpu().numpy(), log_probs
+        played = actions.cpu().numpy()
+        if not np.isfinite(played).all():  # the stacked forward pass does not look, as torch's distributions do
+            check_finite_observation(self._last_obs)
+            raise ValueError(
+                "policy: non-finite actions, as the parameters have grown too large: lower learning_rate (of natural "
+                "particles: their target_kl) or raise the temperature"
+            )
+        return played, log_probs
 
     def _environment_actions(self, actions: NDArray[Any]) -> NDArray[Any]:
         """Actions within the bounds of the space, in its shape."""
@@ -344,8 +356,8 @@ class Population(BoundedProgress):
         """Write the log: aggregates, the best particle, and (not to the terminal) every particle."""
         if np.isfinite(self.mean_returns).any():
             self.logger.record("rollout/ep_rew_mean_best", self.mean_returns.max())
-            for index, value in enumerate(self.mean_returns):
-                self.logger.record(f"particles/ep_rew_mean_{index:02d}", value, exclude="stdout")
+            for index in np.flatnonzero(np.isfinite(self.mean_returns)):
+                self.logger.record(f"particles/ep_rew_mean_{index:02d}", self.mean_returns[index], exclude="stdout")
         super().dump_logs(iteration)
 
     def learn(

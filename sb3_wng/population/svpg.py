@@ -14,7 +14,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from sb3_wng.algorithms.arguments import make_schedule
 from sb3_wng.algorithms.rollouts import rollout_windows
 from sb3_wng.behavior import BehaviorEmbedding, Trajectory, make_embedding
-from sb3_wng.population.arguments import check_population_arguments
+from sb3_wng.population.arguments import check_population_arguments, check_temperature
 from sb3_wng.population.directions import PopulationDirection, behavior_repulsion, population_direction
 from sb3_wng.population.population import Population
 
@@ -57,8 +57,8 @@ class SVPG(Population):
     :param n_envs_per_particle: Environments of each particle where ``env`` is an id
     :param initial_scale: Factor on the actors' weights before training (biases and spreads keep their start); 1 to 6. Large
         weights do for independent particles what the repulsion does, see the algorithm's page
-    :param selection_interval: Every so many rollouts the worst quarter is replaced by copies of the best; 0: never; the
-        authors' code: 20
+    :param selection_interval: Every so many rollouts the worst quarter (by the mean return of each particle's last
+        ``stats_window_size`` episodes) is replaced by copies of the best; 0: never; the authors' code: 20
     :param selection_noise: Copies are perturbed uniformly by up to this
     :param embedding: Of windows of behaviour, for ``kernel="behavior"``; see :class:`sb3_wng.WNPG`
     :param embedding_horizon: Steps per window
@@ -173,6 +173,7 @@ class SVPG(Population):
     def train(self) -> None:
         """One direction for every particle from the rollout buffer, one step each, then the critics."""
         temperature = self.temperature_schedule(self._current_progress_remaining)
+        check_temperature(temperature)  # a schedule's, which was only asked at three points
         is_behavioral = self.kernel == "behavior"
         self.begin_particles(in_order=is_behavioral)
         behavior = self._repel_behavior(temperature) if is_behavioral else None
@@ -202,7 +203,9 @@ class SVPG(Population):
         ]
         # The temperature weighs the return against the repulsion, whose own scale depends on the embedding
         ratio = self.behavior_coef * temperature
-        unit = th.cat([particle.advantages for particle in self.particles]).norm() / th.cat(bonuses).norm().clamp_min(1e-12)
+        advantages = th.cat([particle.advantages for particle in self.particles])
+        advantages = advantages[th.isfinite(advantages)]  # one particle's overflow must not reach the others
+        unit = advantages.norm() / th.cat(bonuses).norm().clamp_min(1e-12)
         for particle, bonus in zip(self.particles, bonuses, strict=True):
             particle.advantages = particle.advantages + ratio * unit * bonus
         return repulsion.kernel, ratio

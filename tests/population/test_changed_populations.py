@@ -1,12 +1,14 @@
 """Populations that were changed: copied, loaded with other settings, frozen, given environments without Monitor."""
 
 import copy
+import pickle
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -141,3 +143,98 @@ def test_episodes_that_somebody_gave_up_do_not_count(small):
 def test_particles_without_critics_refuse_arguments_of_critics(small):
     with pytest.raises(ValueError, match=r"n_critic_updates would have no effect.*particles have no critics"):
         small("pg", algorithm_kwargs={"n_critic_updates": 5})
+
+
+@pytest.mark.parametrize(
+    "rebind",
+    [
+        lambda model: model.policy.load_from_vector(model.policy.parameters_to_vector()) or model,
+        lambda model: pickle.loads(pickle.dumps(model)),
+    ],
+    ids=["vector", "pickle"],
+)
+def test_particles_whose_parameters_got_memory_of_their_own_learn_on(small, algorithm, rebind):
+    model = small(algorithm, "Pendulum-v1").learn(48)
+    learnt = []
+    for either in (copy.deepcopy(model), rebind(copy.deepcopy(model))):
+        set_random_seed(0)
+        before = either.policy.theta.clone()
+        either.set_env(make_vec_env("Pendulum-v1", n_envs=3, seed=0))
+        either.learn(96)
+        learnt.append(either.policy.theta - before)
+        rows = [torch.cat([q.detach().flatten() for q in particle.parameters]) for particle in either.particles]
+        assert torch.equal(torch.stack(rows), either.policy.theta)
+    assert learnt[0].any()
+    assert torch.equal(*learnt)
+
+
+def test_a_vector_of_parameters_is_what_the_population_learns_from(small):
+    model = small("pg", "Pendulum-v1")
+    model.policy.load_from_vector(np.full_like(model.policy.parameters_to_vector(), 0.25))
+    model.learn(48, callback=lambda *_: False)
+    assert (model.policy.theta == 0.25).all()
+
+
+def test_an_environment_for_a_population_that_was_loaded_without_one_leaves_its_returns(small, tmp_path):
+    model = small("npg", n_particles=2).learn(64)
+    model.save(tmp_path / "model")
+    loaded = SVPG.load(tmp_path / "model", device="cpu")
+    loaded.set_env(model.env)
+    assert loaded.particle_returns == model.particle_returns
+
+
+def test_a_kernel_metric_of_one_window_is_refused_at_once(small):
+    kernel = {"metric": "kernel", "embedding": "final_state", "n_basis": 5}
+    with pytest.raises(ValueError, match="embedding_horizon=32 makes one trajectory of a rollout of 1 x 16 steps"):
+        small("wnpg", "Pendulum-v1", algorithm_kwargs=kernel)
+    small("wnpg", "Pendulum-v1", algorithm_kwargs={**kernel, "embedding_horizon": 8}).learn(48)
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.0])
+def test_a_schedule_that_leaves_its_range_between_the_points_that_were_checked_is_refused(small, value):
+    model = small("pg", "Pendulum-v1", temperature=lambda left: value if 0.1 < left < 0.4 else 1.0)
+    with pytest.raises(ValueError, match=f"temperature must be a finite number > 0.*got {value}"):
+        model.learn(48 * 5)
+
+
+def test_returns_that_nobody_has_are_not_logged(small):
+    model = small("pg", n_particles=4, n_steps=16, selection_interval=1).learn(1, log_interval=9)
+    assert np.isinf(model.mean_returns).sum() == 1  # of the copy
+    recorded = {}
+    model.logger.record = lambda name, value, exclude=None: recorded.setdefault(name, value)
+    model.dump_logs()
+    particles = {name: value for name, value in recorded.items() if name.startswith("particles/")}
+    assert len(particles) == 3
+    assert np.isfinite(list(particles.values())).all()
+
+
+def test_one_particles_overflow_leaves_the_behaviour_of_the_others(small, fill):
+    model = fill(small("pg", kernel="behavior", embedding_horizon=4))
+    before = model.policy.theta.clone()
+    begin = model.begin_particles
+
+    def overflow(in_order):
+        begin(in_order)
+        model.particles[1].advantages = torch.full_like(model.particles[1].advantages, torch.nan)
+
+    model.begin_particles = overflow
+    model.train()
+    assert model.logger.name_to_value["train/n_unusable_gradients"] == 1
+    moved = (model.policy.theta != before).any(dim=1)
+    assert moved.tolist() == [True, False, True]
+
+
+def test_actions_that_are_no_numbers_are_blamed_on_the_parameters(small):
+    model = small("pg", "Pendulum-v1")
+    model.policy.theta.fill_(1e30)
+    with pytest.raises(ValueError, match=r"policy: non-finite actions.*lower learning_rate"):
+        model.learn(48)
+
+
+def test_episodes_end_where_a_callback_ends_training():
+    env = DummyVecEnv([lambda: Valued(1.0)] * 2)
+    model = SVPG("MlpPolicy", env, "pg", n_particles=2, n_steps=8, seed=0, device="cpu")
+    calls = []
+    model.learn(16, callback=lambda *_: calls.append(1) or len(calls) < 3)  # at the end of an episode
+    model.learn(16, reset_num_timesteps=False)
+    assert set(model.mean_returns) == {3.0}

@@ -12,6 +12,7 @@ import rl_zoo3.hyperparams_opt
 import yaml
 
 from sb3_wng import SVPG, zoo
+from sb3_wng.population.particles import KINDS
 
 SMALL = ("n_envs:4", "n_particles:2", "n_steps:32", "algorithm_kwargs:dict(batch_size=32,n_critic_updates=1)")
 
@@ -41,10 +42,29 @@ def test_the_zoo_trains_enjoys_and_continues(tmp_path, monkeypatch, capsys):
     assert "Loading pretrained agent" in capsys.readouterr().out
 
 
-def test_sampled_hyperparameters_are_constructor_arguments_and_come_back_from_a_finished_trial():
+@pytest.mark.parametrize("particles", KINDS)
+def test_sampled_hyperparameters_are_constructor_arguments_and_come_back_from_a_finished_trial(particles):
     zoo.register()
     trial = optuna.create_study().ask()
+    trial.set_user_attr("particles", particles)
     sampled = rl_zoo3.hyperparams_opt.HYPERPARAMS_SAMPLER["svpg"](trial, 3, 8, {})
     assert set(sampled) <= set(inspect.signature(SVPG).parameters)
     assert rl_zoo3.hyperparams_opt.HYPERPARAMS_CONVERTER["svpg"](trial.params) == sampled
-    SVPG("MlpPolicy", "Pendulum-v1", n_particles=2, device="cpu", **sampled)
+    assert ("learning_rate" in sampled) != KINDS[particles].is_natural  # which natural particles do not read
+    assert ("gae_lambda" in sampled) == KINDS[particles].has_critic
+    SVPG("MlpPolicy", "Pendulum-v1", particles, n_particles=2, device="cpu", **sampled)
+
+
+@pytest.mark.parametrize(("particles", "name"), [("pg", "learning_rate"), ("npg", "target_kl")])
+def test_a_search_samples_what_the_particles_read(particles, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = [f"algorithm:'{particles}'", "n_particles:2", "n_envs:2"]
+    search = ["--n-trials", "1", "--n-evaluations", "1", "--eval-episodes", "1", "-n", "64", "--storage", "s.log"]
+    zoo.main(
+        ["train", "--algo", "svpg", "--env", "CartPole-v1", "-optimize", *search, "--study-name", "s", "-params", *settings]
+    )
+    (trial,) = optuna.load_study(
+        study_name="s", storage=optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend("s.log"))
+    ).trials
+    assert trial.user_attrs["particles"] == particles
+    assert name in trial.params
