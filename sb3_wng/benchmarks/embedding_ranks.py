@@ -23,6 +23,7 @@ from sb3_wng import WNPG, rank_embeddings
 from sb3_wng.algorithms import EmbeddingRank, NaturalPolicyGradient, format_table
 from sb3_wng.algorithms.behavior_samples import STATE_EMBEDDINGS
 from sb3_wng.benchmarks.experiments import CONSTANT_RADIUS, PENDULUM, PROPER, shipped_hyperparameters
+from sb3_wng.benchmarks.figures import short
 from sb3_wng.benchmarks.markdown import markdown
 from sb3_wng.benchmarks.records import RESULTS, append_records
 from sb3_wng.benchmarks.update_cost import seconds
@@ -232,7 +233,7 @@ def gains_table(ranks: pd.DataFrame) -> str:
     in_order = ranks.sort_values("timesteps").groupby(["metric", "environment"])["held_out_gain"]
     cells = in_order.agg(lambda gains: " / ".join(f"{gain:.3f}" for gain in gains)).unstack("environment")
     order = [*SINGLE, *(name for name in (*STATE_EMBEDDINGS, *OF_TRAJECTORIES) if name not in SINGLE), "euclidean"]
-    return markdown(cells.loc[order, list(TASKS)].rename(columns=lambda name: name.removesuffix("-v0").removesuffix("-v1")))
+    return markdown(cells.loc[order, list(TASKS)].rename(columns=lambda name: short(name).removesuffix("-v1")))
 
 
 def cost_table(cost: pd.DataFrame) -> str:

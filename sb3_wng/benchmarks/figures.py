@@ -38,17 +38,17 @@ def save(figure: Figure, path: Path, *data: Path) -> None:
 
 
 def styles(methods: list[str]) -> dict[str, dict[str, Any]]:
-    """A colour for each method; those that only differ in a setting share it and differ in their lines."""
+    """A colour for each algorithm; methods that only differ in a setting share it and differ in their lines."""
     families: dict[str, list[str]] = {}
     for method in methods:
-        match = SETTING.fullmatch(method)
-        families.setdefault(f"{match['family']} {match['kind']}" if match else method, []).append(method)
-    chosen = {}
-    for index, members in enumerate(families.values()):
-        for rank, method in enumerate(members):
-            line = LINES[rank % len(LINES)] if index < 10 else "--"
-            chosen[method] = {"color": f"C{index % 10}", "linestyle": line}
-    return chosen
+        match, algorithm = SETTING.fullmatch(method), re.match(r"[A-Z]{2,}", method)
+        family = f"{match['family']} {match['kind']}" if match else algorithm[0] if algorithm else method
+        families.setdefault(family, []).append(method)
+    return {
+        method: {"color": f"C{index % 10}", "linestyle": LINES[rank % len(LINES)]}
+        for index, members in enumerate(families.values())
+        for rank, method in enumerate(members)
+    }
 
 
 def short(environment: str) -> str:
@@ -154,11 +154,11 @@ def sensitivity_figure(experiment: Experiment, runs: pd.DataFrame) -> Figure:
 
 def toy_figure(rows: pd.DataFrame) -> Figure:
     """The panels of the paper's Fig. 1: curves and paths, and sweeps of rate and penalty, in both parameterisations."""
-    figure, panels = plt.subplots(2, 4, figsize=(18, 8), layout="constrained")
+    figure, panels = plt.subplots(4, 2, figsize=(10, 15), layout="constrained")
     # thinner from method to method, so that curves in the same place are all seen
     styles = {method.name: {"color": f"C{index}", "linewidth": 5 - 0.8 * index} for index, method in enumerate(METHODS)}
     start = rows[rows.iteration == 0].iloc[0]
-    for parameterization, (curves, paths, rates, penalties) in zip(("log", "diagonal"), panels, strict=True):
+    for parameterization, (curves, paths, rates, penalties) in zip(("log", "diagonal"), panels.T, strict=True):
         chosen = rows[rows.parameterization == parameterization]
         for method, style in styles.items():
             group = chosen[chosen.algorithm == method]
@@ -178,7 +178,7 @@ def toy_figure(rows: pd.DataFrame) -> Figure:
         for axes in (curves, paths, rates, penalties):
             axes.grid(alpha=0.3)
     handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 

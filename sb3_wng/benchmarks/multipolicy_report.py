@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 
 from sb3_wng.benchmarks.figures import save
-from sb3_wng.benchmarks.gait_study import PAIRS
+from sb3_wng.benchmarks.gait_study import ENVIRONMENT, PAIRS
 from sb3_wng.benchmarks.hill_grid import N_EPISODES
 from sb3_wng.benchmarks.markdown import markdown, number
+from sb3_wng.benchmarks.scores import read_constants
 from sb3_wng.envs.goals import TwoGoals
 from sb3_wng.envs.grid import cheapest_route, route_return
 
@@ -46,10 +47,12 @@ def grid_table(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(table, orient="index", columns=columns)
 
 
-def gaits_table(rows: pd.DataFrame) -> pd.DataFrame:
+def gaits_table(rows: pd.DataFrame, random: float) -> pd.DataFrame:
     """Pairs of gaits by returns and by how far apart they are.
 
     A single policy is one of a pair that is not repelled: of the same seed for copies, which have a common past.
+
+    :param random: return of random actions, from which scores count
     """
     returns = rows[["return_0", "return_1"]]
     rows = rows.assign(mean=returns.mean(axis=1), worst=returns.min(axis=1))
@@ -58,10 +61,11 @@ def gaits_table(rows: pd.DataFrame) -> pd.DataFrame:
     table = {}
     for name, group in rows.groupby("algorithm", sort=False):
         single = group.seed.map(copies) if PAIRS[str(name)].of_copies else alone
+        is_kept = group.worst - random >= 0.9 * (single - random)
         table[name] = {
             "return, mean": number(group["mean"].mean()),
             "of the worse policy": number(group.worst.mean()),
-            "both reach 90 % of a single policy": f"{(group.worst >= 0.9 * single).sum()} of {len(group)} pairs",
+            "both reach 90 % of a single policy's score": f"{is_kept.sum()} of {len(group)} pairs",
             "distance, median": f"{group.distance.median():.1f}",
             "smallest to largest": f"{group.distance.min():.1f} to {group.distance.max():.1f}",
             "CPU seconds": number(group.cpu_seconds.mean()),
@@ -90,10 +94,11 @@ def section(folder: Path) -> str:
             "`python -m sb3_wng.benchmarks.gait_study`: two policies on HalfCheetahBullet, 250,000 steps each, from scratch "
             "(repelled from 20 % to 60 % of them) or as copies of one policy that had as many before (repelled up to 70 %), "
             "by posture and by which feet touch the ground. A single policy's return is the mean over the pairs that are not "
-            "repelled, for copies those of the same seed. Distances are $W_2^2$ between windows of 32 steps, relative to how "
-            "much one policy's windows vary."
+            "repelled, for copies those of the same seed; scores count from the return of random actions. Distances are "
+            "$W_2^2$ between windows of 32 steps, relative to how much one policy's windows vary."
         )
-        parts.append(f"### Two gaits of one robot\n\n{text}\n\n{markdown(gaits_table(pd.read_csv(gaits)))}")
+        table = markdown(gaits_table(pd.read_csv(gaits), read_constants(folder).random[ENVIRONMENT]))
+        parts.append(f"### Two gaits of one robot\n\n{text}\n\n{table}")
     if grid.exists():
         text = (
             "`python -m sb3_wng.benchmarks.multipolicy_study grid`: attraction to given routes by REINFORCE, and cloning. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -363,9 +364,32 @@ def page(folder: Path) -> str:
     return "\n".join([INTRODUCTION, *filter(None, (section(folder) for section in SECTIONS))])
 
 
+# Pages elsewhere in the repository, and the table that each has between two marks
+TABLES_ELSEWHERE: Mapping[str, Callable[[Path], str]] = {
+    "README.md": summary,
+    "docs/guide/scaling.md": speed_report.workers_table,
+}
+MARK = re.compile(r"(?<=<!-- generated -->\n).*?(?=\n<!-- /generated -->)", re.DOTALL)
+
+
+def with_table(text: str, table: str) -> str:
+    """A page whose generated table is replaced.
+
+    :raises ValueError: unless it has exactly one
+    """
+    filled, n_tables = MARK.subn(lambda _: table, text)
+    if n_tables != 1:
+        raise ValueError(f"a page with one generated table has {n_tables} pairs of marks")
+    return filled
+
+
 def write(folder: Path) -> None:
-    """Regenerate the page and every figure in place."""
+    """Regenerate the page, every figure, and the tables of other pages, in place."""
     (folder / "README.md").write_text(page(folder), encoding="utf-8")
+    for name, make in TABLES_ELSEWHERE.items():
+        path = folder.resolve().parents[1] / name
+        if path.exists():  # not beside results that are elsewhere
+            path.write_text(with_table(path.read_text(encoding="utf-8"), make(folder)), encoding="utf-8")
     toy = folder / toy_report.CSV
     if toy.exists():
         figures.save(figures.toy_figure(pd.read_csv(toy)), folder / toy_report.FIGURE, toy)

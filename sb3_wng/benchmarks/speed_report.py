@@ -40,6 +40,18 @@ def population_section(folder: Path) -> str:
     return POPULATION.format(csv=POPULATION_CSV, table=markdown(table))
 
 
+def workers_table(folder: Path) -> str:
+    """The table of the guide to workers: how much of the bare environment's speed is left, and how ARS compares."""
+    speed = pd.read_csv(folder / EVOLUTION_CSV)
+    medians = speed.groupby(["subject", "quantity"])["value"].median().unstack("quantity")
+    names = {"ES, loky": "ES, local processes", "ES, ray": "ES, Ray"}
+    columns = {
+        "of the bare environment's": medians[f"env steps per s / {BARE}"].map("{:.2f}".format),
+        "of SB3-Contrib's ARS with `AsyncEval`": medians["env steps per s / ARS"].map("{:.1f} times".format),
+    }
+    return markdown(pd.DataFrame(columns).loc[list(names)].rename(index=names))
+
+
 def evolution_section(folder: Path) -> str:
     """The table, as Markdown; empty without a measurement."""
     path = folder / EVOLUTION_CSV

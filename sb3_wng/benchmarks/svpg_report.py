@@ -32,6 +32,16 @@ TRIAL_SEEDS = (0, 1, 2)  # on which settings of the ablations were looked for: n
 COLUMNS = ["best", "best at the end", "mean at the end", "repulsion ratio", "parameter norm", "seeds"]
 
 
+def read_runs(path: Path) -> pd.DataFrame:
+    """A study's records, on each task those of the share of the published iterations that most of its runs have (the larger
+    of two that are as many): runs of different lengths are not averaged."""
+    rows = pd.read_csv(path)
+    runs = rows.drop_duplicates(["algorithm", "environment", "seed", "share"])
+    n_runs = runs.groupby(["environment", "share"]).size().rename("n_runs").reset_index()
+    chosen = n_runs.sort_values(["n_runs", "share"]).groupby("environment").share.last()
+    return rows[rows.share == rows.environment.map(chosen)]
+
+
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """One row per run: its best return, when it was reached, and the last tenth of the curve."""
     records = []
@@ -125,7 +135,7 @@ def section(folder: Path) -> str:
         path = folder / f"svpg_{name}.csv"
         if not path.exists():
             continue
-        runs = summary(pd.read_csv(path))
+        runs = summary(read_runs(path))
         table = table_of_tasks(runs) if name == "table" else table_of_settings(runs)
         if name == "ablations":
             table = table.loc[best_first(runs)]
@@ -143,7 +153,7 @@ def draw(folder: Path) -> None:
     for name in TITLES:
         path = folder / f"svpg_{name}.csv"
         if path.exists():
-            rows = pd.read_csv(path)
+            rows = read_runs(path)
             figure = settings_figure(rows) if name == "ablations" else curves_figure(rows)
             save(figure, path.with_suffix(".png"), path)
     if (folder / "svpg_visitation.csv").exists():

@@ -61,6 +61,28 @@ def test_schedules_and_dictionaries_of_rl_zoo_are_understood():
     assert settings["policy_kwargs"]["net_arch"] == {"pi": [256, 256], "vf": [256, 256]}
 
 
+def test_half_of_trpos_rollout_is_all_that_differs_from_rl_zoos_settings():
+    for environment in (*experiments.MILLION.environments,):
+        if environment != experiments.PENDULUM:  # where RL-Zoo has other settings than for the robots
+            zoos = experiments.settings(experiments.MILLION, "TRPO", environment)
+            half = experiments.settings(experiments.MILLION, "TRPO 2 x 512", environment)
+            assert {key: zoos[key] for key in half} == {**half, "n_steps": zoos["n_steps"]}, environment
+
+
+def test_methods_that_reach_precisely_have_the_same_rollouts_and_networks():
+    reaching = experiments.PRECISE_REACHING
+    shared = [experiments.settings(reaching, method, experiments.REACHER) for method in reaching.methods]
+    for name in ("n_envs", "n_steps", "normalize", "policy_kwargs"):
+        assert all(settings[name] == shared[0][name] for settings in shared), name
+
+
+def test_published_numbers_are_there_for_every_task_of_table_1():
+    for published in experiments.MILLION.published:
+        missing = {experiments.PENDULUM} if "RL-Zoo" in published.source else set()
+        for returns in published.returns.values():
+            assert set(returns) == set(experiments.MILLION.environments) - missing
+
+
 def test_the_experiments_arguments_have_the_last_word():
     experiment = Experiment("e", "", {"m": Method("WNPG", "wnpg", {"n_steps": 7})}, {experiments.HOPPER: 100}, (0,))
     settings = experiments.settings(experiment, "m", experiments.HOPPER)

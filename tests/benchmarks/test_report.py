@@ -52,8 +52,26 @@ def test_the_committed_page_is_what_the_committed_numbers_say():
     assert report.page(FOLDER) == (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_readmes_table_is_what_the_committed_numbers_say():
-    assert report.summary(FOLDER) in (FOLDER.parents[1] / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", report.TABLES_ELSEWHERE)
+def test_tables_of_other_pages_are_what_the_committed_numbers_say(name):
+    text = (FOLDER.parents[1] / name).read_text(encoding="utf-8")
+    assert report.with_table(text, report.TABLES_ELSEWHERE[name](FOLDER)) == text
+
+
+def test_tables_of_other_pages_are_written_with_the_report(tmp_path):
+    folder = tmp_path / "docs" / "benchmarks"
+    folder.mkdir(parents=True)
+    for needed in (report.CONSTANTS, "evolution_speed.csv"):
+        shutil.copy(FOLDER / needed, folder)
+    guide = tmp_path / "docs" / "guide" / "scaling.md"
+    guide.parent.mkdir()
+    guide.write_text("before\n<!-- generated -->\nold\n<!-- /generated -->\nafter\n")
+    report.write(folder)
+    table = report.speed_report.workers_table(folder)
+    assert guide.read_text() == f"before\n<!-- generated -->\n{table}\n<!-- /generated -->\nafter\n"
+    assert "| ES, Ray |" in table
+    with pytest.raises(ValueError, match="has 0 pairs of marks"):
+        report.with_table("a page without one", table)
 
 
 def test_the_readmes_table_has_the_best_first_and_only_what_is_finished(tmp_path):

@@ -118,6 +118,16 @@ def test_tasks_have_their_own_share_and_their_own_panels(tiny, tmp_path, monkeyp
     assert all(axes.lines for axes in saved[0].axes)
 
 
+def test_runs_of_different_lengths_are_not_averaged(tmp_path):
+    run = {"algorithm": "svpg", "environment": svpg_study.SWING_UP, "iteration": 1, "return_best": 1.0}
+    runs = [{**run, "seed": seed, "share": 0.3} for seed in (0, 1)]
+    short = svpg_report.pd.DataFrame([*runs, {**run, "seed": 0, "share": 1.0}, {**run, "environment": "other", "share": 0.1}])
+    short.to_csv(tmp_path / "runs.csv")
+    assert svpg_report.read_runs(tmp_path / "runs.csv").share.tolist() == [0.3, 0.3, 0.1]
+    svpg_report.pd.DataFrame([runs[0], {**run, "seed": 0, "share": 1.0}]).to_csv(tmp_path / "runs.csv")
+    assert svpg_report.read_runs(tmp_path / "runs.csv").share.tolist() == [1.0]
+
+
 def test_ablations_are_shown_best_first(tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr(svpg_report, "save", lambda figure, *_: saved.append(figure))
