@@ -20,7 +20,6 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_mock_imports = ["pybullet_envs_gymnasium"]
 
 
-
 def skip_member(app, what, name, obj, skip, options):
     """Fields of named tuples: the signature has them, and Python's "Alias for field number" says no more."""
     return True if type(obj).__name__ == "_tuplegetter" else None

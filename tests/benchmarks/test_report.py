@@ -271,4 +271,4 @@ def test_finished_tasks_are_compared_before_a_method_has_every_task(tmp_path):
     assert "than NPG" not in text
     clauses = [line for line in text.splitlines() if "PPO is " in line and line.startswith("- ")]
     assert len(clauses) == 1  # TRPO's difference from PPO is not said twice
-    assert "better than TRPO" in clauses[0]
+    assert " TRPO (" in clauses[0]
