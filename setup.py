@@ -7,7 +7,8 @@ root = Path(__file__).parent
 zoo = ["rl_zoo3[plots]>=2.9.2,<3.0", "requests"]  # brings sb3_contrib, and tqdm and rich for progress bars
 envs = ["pybullet", "pybullet_envs_gymnasium>=0.6", "gymnasium[mujoco]"]
 ray = ["ray"]
-benchmarks = [*zoo, *envs, "scipy>=1.15", "filelock", "pandas<3", "matplotlib"]  # peers' settings, and the robots
+plots = ["matplotlib"]
+benchmarks = [*zoo, *envs, *plots, "scipy>=1.15", "filelock", "pandas<3"]  # peers' settings, and the robots
 docs = ["sphinx", "myst-parser", "furo"]
 tools = ["pytest", "pytest-xdist", "hypothesis", "mypy", "ruff", "tensorboard", "pillow"]
 tests = [*benchmarks, *ray, *docs, *tools]
@@ -40,6 +41,7 @@ setup(
         "zoo": zoo,
         "envs": envs,
         "ray": ray,
+        "plots": plots,
         "benchmarks": benchmarks,
         "docs": docs,
         "tests": tests,

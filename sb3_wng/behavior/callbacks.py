@@ -79,7 +79,7 @@ class BehaviorCallback(BaseCallback):
             embedding_horizon=embedding_horizon, every_n_steps=every_n_steps, plot_every=plot_every, max_windows=max_windows
         )
         if plot_dir is not None and plot_every is not None and not _has_matplotlib():
-            raise ImportError("plot_dir needs matplotlib: pip install 'sb3-wng[benchmarks]'")
+            raise ImportError("plot_dir needs matplotlib: pip install 'sb3-wng[plots]'")
         self.embedding = make_embedding(embedding)
         self.embedding_name = embedding if isinstance(embedding, str) else _name(self.embedding)
         self.embedding_horizon = embedding_horizon
@@ -260,7 +260,7 @@ class BehaviorCallback(BaseCallback):
             return False
         if not _has_matplotlib():
             warnings.warn(
-                "no figures of behaviour in TensorBoard without matplotlib: pip install 'sb3-wng[benchmarks]'", stacklevel=2
+                "no figures of behaviour in TensorBoard without matplotlib: pip install 'sb3-wng[plots]'", stacklevel=2
             )
             return False
         return True
