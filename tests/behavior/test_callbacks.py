@@ -478,11 +478,11 @@ def test_the_plane_is_that_of_the_two_largest_principal_components(d):
 
 def test_without_matplotlib_a_folder_for_figures_is_refused_and_tensorboard_does_without(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match=r"sb3-wng\[benchmarks\]"):
+    with pytest.raises(ImportError, match=r"sb3-wng\[plots\]"):
         BehaviorCallback(plot_dir=tmp_path)
     model = cartpole()
     model.set_logger(configure(str(tmp_path), ["tensorboard"]))
-    with pytest.warns(UserWarning, match=r"sb3-wng\[benchmarks\]"):
+    with pytest.warns(UserWarning, match=r"sb3-wng\[plots\]"):
         model.learn(128, BehaviorCallback(plot_every=1))
 
 
