@@ -197,6 +197,23 @@ MILLION = replace(
     seeds=tuple(range(70, 80)),
 )
 
+BASELINE_SETTINGS = Experiment(
+    "baseline_settings",
+    "PPO's learning rate (3e-4 is SB3's default) and TRPO's radius with a rollout of 2 x 512 steps (a mean KL of 0.01 is "
+    "Contrib's default, and RL-Zoo's), on tasks and seeds that our methods were tuned on, too, and that the comparison above "
+    "does not report.",
+    {
+        **{f"PPO rate {rate}": Method("PPO", None, {"learning_rate": rate}) for rate in (0.0001, 0.0003, 0.001)},
+        **{
+            f"TRPO radius {r}": replace(TRPO_HALF, arguments={**TRPO_HALF.arguments, "target_kl": r})
+            for r in (0.005, 0.01, 0.02)
+        },
+    },
+    dict.fromkeys((CHEETAH, PENDULUM), 200_000),
+    (20, 21, 22),
+    saturating=(PENDULUM,),
+)
+
 PENDULUM_SETTINGS = Experiment(
     "pendulum_settings",
     "What WNPG, NPG and BGWNPG did on the pendulum of the comparison above, on its seeds, with earlier settings: a radius "
@@ -317,6 +334,7 @@ EXPERIMENTS = {
         MILLION,
         KERNEL_VARIANTS,
         FIRST_LEARNING,
+        BASELINE_SETTINGS,
         PENDULUM_SETTINGS,
         HALF_CHEETAH_SETTINGS,
     )

@@ -140,7 +140,7 @@ def sensitivity_figure(experiment: Experiment, runs: pd.DataFrame) -> Figure:
             low, center, high = (np.array([values.quantile(q) for _, values in points]) for q in (0.25, 0.5, 0.75))
             spread = [center - low, high - center]
             axes.errorbar(x, center, yerr=spread, marker="o", capsize=3, color=colors[kind, family], label=family)
-        for axes, label in zip(column, ("rate", "radius (KL, summed over action dimensions)"), strict=True):
+        for axes, label in zip(column, ("rate", "radius (KL)"), strict=True):
             axes.set(title=short(environment), xlabel=label, xscale="log", yscale="linear" if optimum is None else "log")
             axes.set_ylabel("final return" if optimum is None else "final distance from the best return")
             axes.grid(alpha=0.3)
