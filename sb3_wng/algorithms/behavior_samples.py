@@ -96,6 +96,8 @@ class BehaviorSampler:
             moving = law.mean + law.std * ((sampled - law.mean) / law.std).detach()
             reparametrised = moving if squashing is None else squashing.forward(moving)
             points = embedding(Trajectories.from_steps(windows, flat, reparametrised, given))
+            if not points.requires_grad:
+                raise ValueError("embedding: is_pathwise=True promises a gradient in the actions, it returns none")
             return BehaviorSample(points, Pathwise(points, self.parameters))
         points = embedding(Trajectories.from_steps(windows, flat, flat_actions(actions, self.action_space), given))
         log_probs = windows.sum(distribution.log_prob(policy_actions(actions, self.action_space)))

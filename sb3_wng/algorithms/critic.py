@@ -63,9 +63,11 @@ def _fixed_features(model: NaturalPolicyGradient, observations: Any) -> th.Tenso
     return features if is_steady else None
 
 
-def _hold_batch_statistics(policy: nn.Module, actor_parameters: list[nn.Parameter]) -> None:
-    """Keep batch norm that the actor shares from moving it, unseen by the trust region."""
+def _hold_batch_statistics(policy: ActorCriticPolicy, actor_parameters: list[nn.Parameter]) -> None:
+    """Keep batch norm that the actor shares, with parameters or without, from moving it, unseen by the trust region."""
     actor = {id(parameter) for parameter in actor_parameters}
+    extractor = set(policy.pi_features_extractor.modules())
     for module in policy.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase) and any(id(q) in actor for q in module.parameters()):
-            module.eval()
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            if module in extractor or any(id(parameter) in actor for parameter in module.parameters()):
+                module.eval()

@@ -55,7 +55,7 @@ def run_episode(
     """
     episode = Episode(policy, embedding, embedding_horizon)
     act = policy.make_actor(policy.parameters_to_vector()[None])
-    generators = [np.random.default_rng(seed)]
+    generators = [noise_generator(seed)]
     try:
         observation, _ = env.reset(seed=seed)
         is_over = False
@@ -69,6 +69,11 @@ def run_episode(
         return episode.failure(describe(error))
     final_observation = row(as_batch(observation, policy.observation_space), 0)
     return episode.outcome(final_observation)._replace(is_success=info.get("is_success"))
+
+
+def noise_generator(seed: int) -> np.random.Generator:
+    """Of a policy's noise in the episode of a seed; not the environment's, which Gymnasium makes of the seed alone."""
+    return np.random.default_rng((seed, 1))
 
 
 def describe(error: Exception) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -30,7 +30,7 @@ from sb3_wng.algorithms.vec_env_evaluator import EnvironmentRaised, VecEnvEvalua
 from sb3_wng.behavior import BehaviorEmbedding, Trajectory
 from sb3_wng.behavior.bonuses import NoveltyBonus, WassersteinBonus
 from sb3_wng.geometry import BehaviorSample, Perturbation
-from sb3_wng.optim import KernelWassersteinMetric
+from sb3_wng.optim import KernelWassersteinMetric, hold_parameters
 
 SelfEvolutionStrategy = TypeVar("SelfEvolutionStrategy", bound="EvolutionStrategy")
 
@@ -210,8 +210,8 @@ class EvolutionStrategy(BaseAlgorithm):
             self.parents.check_out(parent, self.policy)
         embeddings = None
         try:
+            callback.on_rollout_start()  # may freeze or load parameters
             generation = self._generation()
-            callback.on_rollout_start()
             outcomes = self._evaluate(evaluator, generation, counter)
             if outcomes is not None:
                 callback.on_rollout_end()
@@ -340,6 +340,7 @@ class EvolutionStrategy(BaseAlgorithm):
     def _apply(self, direction: th.Tensor) -> None:
         """Ascend by the optimiser; weight decay is decoupled from it, as in AdamW."""
         optimizer = self.policy.optimizer
+        hold_parameters(optimizer, self.policy.parameters())
         self._update_learning_rate(optimizer)
         parameters = list(self.policy.trained.values())
         if self.weight_decay > 0:
@@ -372,9 +373,13 @@ class EvolutionStrategy(BaseAlgorithm):
         cls: type[SelfEvolutionStrategy], path: Any, env: GymEnv | None = None, device: th.device | str = "cpu", **kwargs: Any
     ) -> SelfEvolutionStrategy:
         """As every SB3 algorithm's, but on the CPU unless told otherwise, as the constructor."""
-        if kwargs.get("seed") is not None:
-            kwargs["_root_seed"] = kwargs["seed"]
         return super().load(path, env, device, **kwargs)
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """As every SB3 algorithm's; all of training is a function of it."""
+        super().set_random_seed(seed)
+        if seed is not None:
+            self.seed = self._root_seed = seed
 
     def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
         """As every SB3 algorithm's.
@@ -385,6 +390,8 @@ class EvolutionStrategy(BaseAlgorithm):
         if not isinstance(given, dict):
             given = load_from_zip_file(given, load_data=False, device=device)[1]
         own = self._get_torch_save_params()[0]
+        if exact_match and "policy" in given and (_is_normalized(given["policy"]) != _is_normalized(self.policy.state_dict())):
+            raise ValueError("normalize_observations must be what it was when the model was saved")
         for slot, argument in SLOTS.items():
             if slot in given and slot not in own:
                 raise ValueError(f"{argument} was in use when the model was saved, and cannot be switched off")
@@ -394,3 +401,7 @@ class EvolutionStrategy(BaseAlgorithm):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", *(slot for slot in SLOTS if hasattr(self, slot))], []
+
+
+def _is_normalized(policy_state: Mapping[str, Any]) -> bool:
+    return any(name.startswith("normalizer.") for name in policy_state)

@@ -141,11 +141,19 @@ class EvolutionPolicy(BasePolicy):
 
     def parameters_to_vector(self) -> NDArray[np.float32]:
         """The trained parameters one after the other, shape (p,)."""
+        if not self.trained:
+            raise ValueError("policy: all parameters are frozen (requires_grad=False), there is nothing to learn")
         vector: NDArray[np.float32] = parameters_to_vector(self.trained.values()).detach().cpu().numpy()
         return vector
 
     def load_from_vector(self, vector: NDArray[np.float32]) -> None:
-        """:param vector: of the trained parameters, shape (p,); they will be views of it on the CPU"""
+        """
+        :param vector: of the trained parameters, shape (p,); they will be views of it on the CPU
+        :raises ValueError: for another number of them
+        """
+        n_trained = sum(parameter.numel() for parameter in self.trained.values())
+        if np.shape(vector) != (n_trained,):
+            raise ValueError(f"vector must have the {n_trained} trained parameters, got shape {np.shape(vector)}")
         vector_to_parameters(th.as_tensor(vector, dtype=th.float, device=self.device), self.trained.values())
 
     @property

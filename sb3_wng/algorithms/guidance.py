@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +26,9 @@ from sb3_wng.behavior import (
 
 if TYPE_CHECKING:
     from sb3_wng.algorithms.policy_gradient import NaturalPolicyGradient
+
+
+MANY_WINDOWS = 2048  # of a rollout: their transport takes seconds
 
 
 def trajectory_embedding(model: NaturalPolicyGradient) -> BehaviorEmbedding | None:
@@ -90,6 +94,12 @@ def begin_penalty(model: NaturalPolicyGradient, penalty: BehaviorPenalty, batch:
     normalizer = None if model.reference is None else model.get_vec_normalize_env()
     windows, trajectories = rollout_windows(model, model.embedding_horizon, normalizer, model.reference is not None)
     points = penalty.embedding(trajectories).to(batch.advantages).detach()
+    if len(points) > MANY_WINDOWS:
+        warnings.warn(
+            f"{len(points)} windows of behaviour are transported after each rollout, and the cost grows as their square: a "
+            "longer embedding_horizon makes fewer",
+            stacklevel=2,
+        )
     signal = windows.scatter(penalty.signal(points), len(batch.advantages))
     return batch._replace(advantages=batch.advantages - signal)
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from torch import nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from sb3_wng.algorithms.evolution_policies import EvolutionPolicy
 
@@ -22,7 +23,7 @@ class MetaPopulation(nn.Module):
 
     def __init__(self, policies: list[EvolutionPolicy]) -> None:
         super().__init__()
-        self.parameter_vectors = [th.as_tensor(policy.parameters_to_vector()) for policy in policies]
+        self.parameter_vectors = [all_parameters(policy) for policy in policies]
         self.optimizers = [copy.deepcopy(policy.optimizer.state_dict()) for policy in policies]
         self.embeddings: list[th.Tensor | None] = [None] * len(policies)
         self.latest = 0  # the parent that the policy is between turns
@@ -42,27 +43,27 @@ class MetaPopulation(nn.Module):
     def check_out(self, index: int, policy: EvolutionPolicy) -> None:
         """Make a parent the policy; what was loaded into the policy since the last turn is the latest parent's, or all's at
         first."""
-        given = th.as_tensor(policy.parameters_to_vector().copy())
+        given = all_parameters(policy)
         if not th.equal(given, self.parameter_vectors[self.latest]):
             is_start = all(embedding is None for embedding in self.embeddings)
             for i in range(len(self.parameter_vectors)) if is_start else [self.latest]:
                 self.parameter_vectors[i] = given.clone()
-        self._before = policy.parameters_to_vector().copy(), copy.deepcopy(policy.optimizer.state_dict())
-        policy.load_from_vector(self.parameter_vectors[index].numpy().copy())  # the parameters will be views of it
+        self._before = given, copy.deepcopy(policy.optimizer.state_dict()), self.latest
+        set_parameters(policy, self.parameter_vectors[index])
         policy.optimizer.load_state_dict(copy.deepcopy(self.optimizers[index]))
+        self.latest = index  # a model that is saved now has this parent's parameters
 
     def put_back(self, policy: EvolutionPolicy) -> None:
         """Undo ``check_out``: the parent's turn has come to nothing."""
-        vector, optimizer = self._before
-        policy.load_from_vector(vector)
+        vector, optimizer, self.latest = self._before
+        set_parameters(policy, vector)
         policy.optimizer.load_state_dict(optimizer)
 
     def check_in(self, index: int, policy: EvolutionPolicy, embedding: th.Tensor) -> None:
         """Keep the parent as the iteration has changed it, and its behaviour (1, d) before."""
-        self.parameter_vectors[index] = th.as_tensor(policy.parameters_to_vector().copy())
+        self.parameter_vectors[index] = all_parameters(policy)
         self.optimizers[index] = copy.deepcopy(policy.optimizer.state_dict())
         self.embeddings[index] = embedding
-        self.latest = index
 
     def get_extra_state(self) -> dict[str, Any]:
         lists = {"vectors": self.parameter_vectors, "optimizers": self.optimizers, "embeddings": self.embeddings}
@@ -75,3 +76,13 @@ class MetaPopulation(nn.Module):
         self.optimizers = list(state["optimizers"])
         self.latest = state["latest"]
         self.embeddings = [None if embedding is None else embedding.cpu() for embedding in state["embeddings"]]
+
+
+def all_parameters(policy: nn.Module) -> th.Tensor:
+    """A copy of all parameters, frozen ones too, which each parent has of its own; shape (p,), on the CPU."""
+    return parameters_to_vector(policy.parameters()).detach().cpu().clone()
+
+
+def set_parameters(policy: EvolutionPolicy, vector: th.Tensor) -> None:
+    """The other way round."""
+    vector_to_parameters(vector.to(policy.device, copy=True), policy.parameters())  # they will be views of it

@@ -53,6 +53,7 @@ from sb3_wng.optim import (
     StepRule,
     Trial,
     TrustRegion,
+    hold_parameters,
 )
 
 SelfNaturalPolicyGradient = TypeVar("SelfNaturalPolicyGradient", bound="NaturalPolicyGradient")
@@ -203,6 +204,7 @@ class NaturalPolicyGradient(BoundedProgress):
         if [id(q) for q in trainable] != [id(q) for q in self._trainable]:
             self.actor_parameters, self.critic_parameters = actor_and_critic_parameters(self.policy, self.observation_space)
             self._trainable = trainable
+            hold_parameters(self.policy.optimizer, self.policy.parameters())
 
     @property
     def penalty(self) -> BehaviorPenalty | None:
@@ -272,7 +274,7 @@ class NaturalPolicyGradient(BoundedProgress):
         if math.isinf(limit):
             return False
         with th.no_grad():
-            return batch.old_law.kl_divergence(self.action_law(batch.observations)).mean().item() > limit
+            return not batch.old_law.kl_divergence(self.action_law(batch.observations)).mean().item() <= limit  # NaN, too
 
     def _penalized_epochs(self, batch: PolicyBatch) -> None:
         """Epochs of the optimiser on the penalised surrogate, after the natural steps."""

@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecNormalize, unwrap_vec_normalize
 
-from sb3_wng.algorithms.episodes import Episode, describe, row
+from sb3_wng.algorithms.episodes import Episode, describe, noise_generator, row
 from sb3_wng.algorithms.evaluation import Candidate, Generation, Outcome, candidate_parameters
 from sb3_wng.algorithms.evolution_policies import EvolutionPolicy
 from sb3_wng.algorithms.step_counter import StepCounter
 from sb3_wng.behavior import BehaviorEmbedding
+from sb3_wng.behavior.references import keeps_normalized_parts
 
 
 class VecEnvEvaluator:
@@ -63,7 +63,7 @@ class VecEnvEvaluator:
         env = self._env
         columns = [*wave, *[wave[-1]] * (env.num_envs - len(wave))]
         act = self._policy.make_actor(np.stack([candidate_parameters(generation, candidate) for candidate in columns]))
-        generators = [np.random.default_rng(candidate.seed) for candidate in columns]
+        generators = [noise_generator(candidate.seed) for candidate in columns]
         episodes = [Episode(self._policy, self._embedding, self._horizon) for _ in wave]
         outcomes: list[Outcome | None] = [None] * len(wave)
         is_active = np.arange(env.num_envs) < len(wave)
@@ -94,7 +94,7 @@ class VecEnvEvaluator:
     ) -> Outcome | None:
         """Take in a step; the outcome if it was the last."""
         try:
-            episode.add(observation, action, float(reward))
+            episode.add(observation, action, float(np.float32(reward)))  # SubprocVecEnv's are float64
         except ValueError as error:
             return episode.failure(f"{type(error).__name__}: {error}")
         if not done:
@@ -110,16 +110,9 @@ class VecEnvEvaluator:
 
     def _unnormalized(self, observations: Any) -> Any:
         """The same of any observations, unless a wrapper around VecNormalize has changed the shape of what it normalises."""
-        if self._normalize is None or not _keeps_normalized_parts(self._normalize, self._env):
+        if self._normalize is None or not keeps_normalized_parts(self._normalize, self._env):
             return observations
         return self._normalize.unnormalize_obs(observations)
-
-
-def _keeps_normalized_parts(normalizer: VecNormalize, env: VecEnv) -> bool:
-    inner, outer = normalizer.observation_space, env.observation_space
-    if isinstance(inner, spaces.Dict) and isinstance(outer, spaces.Dict):
-        return all(inner[key].shape == outer[key].shape for key in normalizer.norm_obs_keys or ())
-    return inner.shape == outer.shape
 
 
 class EnvironmentRaised(RuntimeError):

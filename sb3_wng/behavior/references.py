@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, unwrap_vec_normalize
@@ -111,9 +112,17 @@ def _start_anew(model: BaseAlgorithm, env: VecEnv) -> None:
         normalizer.training = was_training
 
 
+def keeps_normalized_parts(normalizer: VecNormalize, env: VecEnv) -> bool:
+    """Whether wrappers around a VecNormalize have left the shape of what it normalises."""
+    inner, outer = normalizer.observation_space, env.observation_space
+    if isinstance(inner, spaces.Dict) and isinstance(outer, spaces.Dict):
+        return all(inner[key].shape == outer[key].shape for key in normalizer.norm_obs_keys or ())
+    return inner.shape == outer.shape
+
+
 def check_unnormalizable(env: VecEnv, normalizer: VecNormalize | None) -> None:
     """:raises ValueError: for observations whose normalisation cannot be undone"""
-    if normalizer is not None and normalizer.norm_obs and env.observation_space != normalizer.observation_space:
+    if normalizer is not None and normalizer.norm_obs and not keeps_normalized_parts(normalizer, env):
         raise ValueError(
             "reference: behaviour is compared as the environment gives it, and a wrapper around VecNormalize (such as "
             "VecFrameStack) has changed the shape of the observations: wrap VecNormalize around it instead"

@@ -156,7 +156,9 @@ class CategoricalLaw:
         return torch.stack([total_variation(p, q) for p, q in parts]).sum(dim=0)
 
     def kl_divergence(self, other: CategoricalLaw) -> Tensor:
-        return (self.log_probs.exp() * (self.log_probs - other.log_probs)).sum(dim=1)
+        p = self.log_probs.exp()
+        # what is impossible (a logit of -inf, as masks have it) adds nothing
+        return (p * (self.log_probs - other.log_probs).masked_fill(p == 0, 0.0)).sum(dim=1)
 
     def wasserstein_product(self, tangent: Tensor) -> Tensor:
         p = self.log_probs.detach().exp()

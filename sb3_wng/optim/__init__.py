@@ -12,6 +12,7 @@ from sb3_wng.optim.steps import (
     TrustRegion,
     assign_gradient,
     assign_parameters,
+    hold_parameters,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "TrustRegion",
     "assign_gradient",
     "assign_parameters",
+    "hold_parameters",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -169,6 +169,22 @@ class OptimizerStep:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return Step(True, scale, None)
+
+
+def hold_parameters(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+    """Let an optimiser hold a module's parameters of the moment if some that it holds are no longer among them.
+
+    :raises ValueError: if it has several groups of parameters, as new ones could belong to any
+    """
+    wanted = list(parameters)
+    identities = {id(parameter) for parameter in wanted}
+    if all(id(parameter) in identities for group in optimizer.param_groups for parameter in group["params"]):
+        return
+    if len(optimizer.param_groups) > 1:
+        raise ValueError("layers were replaced, and the optimizer has several groups of parameters: make a new optimizer, too")
+    optimizer.param_groups[0]["params"] = wanted
+    for parameter in [parameter for parameter in optimizer.state if id(parameter) not in identities]:
+        del optimizer.state[parameter]
 
 
 def assign_gradient(parameters: Sequence[nn.Parameter], flat: Tensor) -> None:

@@ -6,11 +6,13 @@ import gymnasium as gym
 import pytest
 import torch
 from stable_baselines3 import PPO
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import set_random_seed
 from torch import nn
 
 from sb3_wng import BGPG, BGWNPG, NPG, PG, WNPG, rank_embeddings
+from sb3_wng.algorithms import policy_gradient
 
 EPOCHS = {"n_policy_updates": 2, "policy_batch_size": 16}
 BUILDS = {"WNPG": (WNPG, {}), "PG": (PG, EPOCHS), "BGPG": (BGPG, EPOCHS)}
@@ -189,3 +191,55 @@ def test_an_interrupted_line_search_leaves_no_trial_behind(small, fill, weights,
     with pytest.raises(KeyboardInterrupt):
         model.train()
     assert torch.equal(weights(model), before)
+
+
+def test_replaced_layers_are_trained(model):
+    model.learn(32)
+    model.policy.action_net, model.policy.value_net = nn.Linear(8, 1), nn.Linear(8, 1)
+    before = copy.deepcopy((model.policy.action_net, model.policy.value_net))
+    model.learn(32, reset_num_timesteps=False)
+    assert not torch.equal(model.policy.action_net.weight, before[0].weight)
+    assert not torch.equal(model.policy.value_net.weight, before[1].weight)
+    model.policy.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+    model.policy.value_net = nn.Linear(8, 1)
+    with pytest.raises(ValueError, match="several groups of parameters"):
+        model.learn(32, reset_num_timesteps=False)
+
+
+class Plain(BaseFeaturesExtractor):
+    """Batch norm without parameters."""
+
+    def __init__(self, space):
+        super().__init__(space, 8)
+        self.net = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8, affine=False), nn.Tanh())
+
+    def forward(self, observations):
+        return self.net(observations)
+
+
+def test_the_critic_leaves_statistics_of_norms_without_parameters(small, fill):
+    model = fill(small(WNPG, "Pendulum-v1", policy_kwargs={"features_extractor_class": Plain}))
+    norm = model.policy.features_extractor.net[1]
+    measured = []
+    fit = policy_gradient.fit_critic
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policy_gradient, "fit_critic", lambda *given: measured.append(norm.running_mean.clone()) or fit(*given))
+        model.train()
+    assert torch.equal(norm.running_mean, measured[0])
+
+
+class Masked(ActorCriticPolicy):
+    """Never takes the last action."""
+
+    def _get_action_dist_from_latent(self, latent):
+        logits = self.action_net(latent)
+        mask = torch.arange(logits.shape[1]) == logits.shape[1] - 1
+        return self.action_dist.proba_distribution(logits.masked_fill(mask, -torch.inf))
+
+
+@pytest.mark.parametrize(("cls", "settings"), BUILDS.values(), ids=BUILDS)
+def test_actions_whose_logits_are_minus_infinity_are_learnt_around(cls, settings, small):
+    model = small(cls, "Acrobot-v1", policy=Masked, **settings).learn(64, log_interval=9)
+    logged = model.logger.name_to_value
+    assert 0 < logged["train/kl_divergence_loss"] < 1
+    assert logged["train/n_skipped_steps"] == 0

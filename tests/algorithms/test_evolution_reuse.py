@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
@@ -231,3 +232,130 @@ def test_weight_decay_shrinks_by_the_rate():
     model.policy.load_from_vector(np.ones(8, np.float32))
     model._apply(torch.zeros(8))
     np.testing.assert_allclose(vector(model), 1 - 0.1 * 0.5, rtol=1e-6)
+
+
+class Disturbed(gym.Env):
+    """Pays the product of action and a disturbance that is drawn after it: on average nothing, whatever the policy does."""
+
+    observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(1, np.float32), float(action[0] * self.np_random.standard_normal()), True, False, {}
+
+
+@pytest.mark.parametrize("noise", [{"action_noise_std": 0.5}, {"noise_dim": 1}], ids=str)
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_a_policys_noise_knows_nothing_of_the_environments(noise, is_plain):
+    kwargs = {"net_arch": [], "output_bias": False, **noise}
+    model = ES("MlpPolicy", DummyVecEnv([Disturbed] * 4), n_delta=100, delta_std=1e-3, policy_kwargs=kwargs, seed=0)
+    model.policy.load_from_vector(np.full_like(vector(model), 0.5))
+    if is_plain:
+        returns = [run_episode(model.policy, Disturbed(), seed).episode_return for seed in range(200)]
+    else:
+        returns = [info["r"] for info in model.learn(1).ep_info_buffer]
+    assert abs(np.mean(returns)) < 4 * np.std(returns) / np.sqrt(len(returns))
+
+
+@pytest.mark.parametrize("point", ["_on_rollout_start", "_on_rollout_end"])
+def test_a_model_saved_during_an_iteration_has_every_parent(point, saved):
+    model = NSRES("MlpPolicy", "Pendulum-v1", n_parents=3, policy_kwargs={"net_arch": [4]}, **SMALL)
+    model.learn(1)
+
+    class Save(BaseCallback):
+        def _on_step(self):
+            return True
+
+    def save(callback):
+        callback.parents = [vector.clone() for vector in model.parents.parameter_vectors]
+        callback.path = saved(model)
+
+    setattr(Save, point, save)
+    for _ in range(4):
+        callback = Save()
+        model.learn(1, callback=callback, reset_num_timesteps=False)
+        loaded = NSRES.load(callback.path, env=model.env)
+        loaded.learn(1, reset_num_timesteps=False)
+        changed = [not torch.equal(a, b) for a, b in zip(callback.parents, loaded.parents.parameter_vectors, strict=True)]
+        assert sum(changed) == 1
+
+
+def test_parents_keep_their_layers_when_one_is_frozen(saved):
+    model = NSRES("MlpPolicy", "Pendulum-v1", n_parents=2, policy_kwargs={"net_arch": [4]}, **SMALL)
+    model.learn(1)
+    model.learn(1, reset_num_timesteps=False)
+    starts = [vector.clone() for vector in model.parents.parameter_vectors]
+    n_first = model.policy.layers[0].weight.numel()
+    model.policy.layers[0].weight.requires_grad_(False)
+    for _ in range(4):
+        model.learn(1, reset_num_timesteps=False)
+    for before, after in zip(starts, model.parents.parameter_vectors, strict=True):
+        assert torch.equal(before[:n_first], after[:n_first])
+        torch.testing.assert_close(before, after, atol=0.5, rtol=0)  # steps of Adam's rate, nothing swapped
+    assert any(not torch.equal(a, b) for a, b in zip(starts, model.parents.parameter_vectors, strict=True))
+    NSRES.load(saved(model), env=model.env).learn(1, reset_num_timesteps=False)
+
+
+def test_vectors_of_another_length_and_policies_without_trained_parameters_are_refused():
+    model = ES("MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [4]}, **SMALL)
+    given = vector(model)
+    model.policy.layers[0].requires_grad_(False)
+    with pytest.raises(ValueError, match="must have the 5 trained parameters"):
+        model.policy.load_from_vector(given)
+    model.policy.layers[1].requires_grad_(False)
+    with pytest.raises(ValueError, match="all parameters are frozen"):
+        model.learn(1)
+
+
+def test_layers_frozen_at_the_start_of_an_iteration_are_not_perturbed():
+    model = ES("MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [4]}, **SMALL)
+
+    class Freeze(BaseCallback):
+        def _on_rollout_start(self):
+            self.model.policy.layers[0].requires_grad_(False)
+
+        def _on_step(self):
+            return True
+
+    before = model.policy.layers[0].weight.clone()
+    model.learn(1, callback=Freeze())
+    assert torch.equal(model.policy.layers[0].weight, before)
+
+
+def test_a_replaced_layer_is_trained():
+    model = ES("MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [4]}, **SMALL).learn(1)
+    model.policy.layers[1] = torch.nn.Linear(4, 1)
+    before = model.policy.layers[1].weight.clone()
+    model.learn(1, reset_num_timesteps=False)
+    assert not torch.equal(model.policy.layers[1].weight, before)
+
+
+def test_columns_in_processes_give_the_same_parameters():
+    settings = {"policy_kwargs": {"net_arch": [4]}, **SMALL}
+    models = [
+        ES("MlpPolicy", make_vec_env("Pendulum-v1", 2, vec_env_cls=cls), **settings).learn(3_000)
+        for cls in (DummyVecEnv, SubprocVecEnv)
+    ]
+    np.testing.assert_array_equal(vector(models[0]), vector(models[1]))
+    models[1].env.close()
+
+
+def test_a_seed_that_is_set_decides_training():
+    learnt = []
+    for seeds in ((5, 7), (3, 7), (3, None)):
+        model = ES("MlpPolicy", "Pendulum-v1", n_delta=2, seed=seeds[0], policy_kwargs={"net_arch": []})
+        model.policy.load_from_vector(np.zeros_like(vector(model)))
+        model.set_random_seed(seeds[1])
+        learnt.append(vector(model.learn(1)))
+    np.testing.assert_array_equal(learnt[0], learnt[1])
+    assert not np.array_equal(learnt[1], learnt[2])
+
+
+def test_normalisation_cannot_be_switched_by_load(saved):
+    path = saved(ES("MlpPolicy", "Pendulum-v1", **SMALL))
+    with pytest.raises(ValueError, match="normalize_observations must be what it was"):
+        ES.load(path, normalize_observations=True)
