@@ -22,11 +22,12 @@ MAY_IMPORT = {
     "population": {"geometry", "optim", "behavior", "algorithms"},
     "benchmarks": {"", "geometry", "optim", "behavior", "algorithms", "envs", "population"},
     "": {"geometry", "optim", "behavior", "algorithms", "envs", "population"},
-    "zoo": {"", "geometry", "optim", "behavior", "algorithms", "envs", "population", "benchmarks", "zoo_hyperparams"},
+    "zoo": {"", "algorithms", "envs", "population", "benchmarks", "zoo_hyperparams", "zoo_search"},
+    "zoo_search": {"population"},
 }
 # Third parties: a closed list for the layers of plain PyTorch
 MAY_USE = {"geometry": {"torch", "numpy", "ot"}, "optim": {"torch", "numpy"}}
-MAY_USE_ZOO = {"zoo", "benchmarks"}
+MAY_USE_ZOO = {"zoo", "zoo_search", "benchmarks"}
 
 
 def module_name(path: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from sb3_wng.algorithms.arguments import make_schedule
 from sb3_wng.algorithms.evaluation import Candidate, Evaluator, Generation, Outcome, WorkerLostError, noise, stack_embeddings
 from sb3_wng.algorithms.evaluators import make_evaluator
-from sb3_wng.algorithms.evolution_arguments import check_evolution_arguments
+from sb3_wng.algorithms.evolution_arguments import SLOTS, check_evolution_arguments, check_saved_slots
 from sb3_wng.algorithms.evolution_policies import SPECIAL_POLICIES, EvolutionPolicy
 from sb3_wng.algorithms.meta_population import MetaPopulation
 from sb3_wng.algorithms.search_direction import antithetic_gradient, clip_direction, natural_direction, shape_fitness
@@ -33,11 +33,6 @@ from sb3_wng.geometry import BehaviorSample, Perturbation
 from sb3_wng.optim import KernelWassersteinMetric, hold_parameters
 
 SelfEvolutionStrategy = TypeVar("SelfEvolutionStrategy", bound="EvolutionStrategy")
-
-# What a strategy may have beside its policy, and the argument that says whether it has
-SLOTS = dict(
-    kernel_metric="natural_coef", wasserstein_bonus="wasserstein_coef", novelty_bonus="novelty_weight", parents="n_parents"
-)
 
 
 class EvolutionStrategy(BaseAlgorithm):
@@ -390,18 +385,8 @@ class EvolutionStrategy(BaseAlgorithm):
         if not isinstance(given, dict):
             given = load_from_zip_file(given, load_data=False, device=device)[1]
         own = self._get_torch_save_params()[0]
-        if exact_match and "policy" in given and (_is_normalized(given["policy"]) != _is_normalized(self.policy.state_dict())):
-            raise ValueError("normalize_observations must be what it was when the model was saved")
-        for slot, argument in SLOTS.items():
-            if slot in given and slot not in own:
-                raise ValueError(f"{argument} was in use when the model was saved, and cannot be switched off")
-            if slot in own and slot not in given and exact_match:
-                raise ValueError(f"{argument} was not in use when the model was saved, and cannot be switched on")
+        check_saved_slots(given, own, self.policy.state_dict(), exact_match)
         super().set_parameters(given, exact_match, device)
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", *(slot for slot in SLOTS if hasattr(self, slot))], []
-
-
-def _is_normalized(policy_state: Mapping[str, Any]) -> bool:
-    return any(name.startswith("normalizer.") for name in policy_state)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 COMMON_RANDOM_NUMBERS = ("pair", "iteration", "none")
 BACKENDS = ("loky", "ray")
+# What a strategy may have beside its policy, and the argument that says whether it has
+SLOTS = dict(
+    kernel_metric="natural_coef", wasserstein_bonus="wasserstein_coef", novelty_bonus="novelty_weight", parents="n_parents"
+)
 
 
 def check_evolution_arguments(model: EvolutionStrategy) -> None:
@@ -86,3 +91,24 @@ def check_normalization(model: EvolutionStrategy) -> None:
             "env_failure: VecNormalize keeps what a failed episode has returned in its statistics, which may end up as NaN; "
             "use normalize_observations=True in its place, or env_failure='raise'"
         )
+
+
+def check_saved_slots(
+    given: Mapping[str, Any], own: Collection[str], policy_state: Mapping[str, Any], exact_match: bool
+) -> None:
+    """:raises ValueError: for a file of a strategy with other slots filled, naming the argument that fills them
+
+    :param given: the file's modules
+    :param own: names of the strategy's
+    :param policy_state: of its policy
+    """
+    for slot, argument in SLOTS.items():
+        if slot in given and slot not in own:
+            raise ValueError(f"{argument} was in use when the model was saved, and cannot be switched off")
+        if slot in own and slot not in given and exact_match:
+            raise ValueError(f"{argument} was not in use when the model was saved, and cannot be switched on")
+    was_normalized, is_normalized = (
+        any(name.startswith("normalizer.") for name in state) for state in (given.get("policy", policy_state), policy_state)
+    )
+    if exact_match and was_normalized != is_normalized:
+        raise ValueError("normalize_observations must be what it was when the model was saved")

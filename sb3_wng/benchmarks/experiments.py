@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import nn
 
 from sb3_wng.benchmarks.no_critic import NoCriticPolicy
+from sb3_wng.benchmarks.published import ANT, CHEETAH, HOPPER, PAPER, PENDULUM, REACHER, REGULATOR, RL_ZOO, WALKER, Published
 
 OURS = ("WNPG", "NPG", "PG", "BGPG", "BGWNPG")
 ALGORITHMS = {**dict.fromkeys(OURS, "sb3_wng"), "PPO": "stable_baselines3", "TRPO": "sb3_contrib"}
@@ -37,17 +38,6 @@ class Method:
     hyperparameters: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     of_environment: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Published:
-    """Numbers of others, shown beside ours: simulators and budgets differ, so only their order compares.
-
-    :param returns: by method, then by environment
-    """
-
-    source: str
-    returns: Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -74,10 +64,6 @@ class Experiment:
     environment_arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     published: tuple[Published, ...] = ()
 
-
-HOPPER, CHEETAH, WALKER = "HopperBulletEnv-v0", "HalfCheetahBulletEnv-v0", "Walker2DBulletEnv-v0"
-PENDULUM, REACHER, REGULATOR = "InvertedDoublePendulumBulletEnv-v0", "ReacherBulletEnv-v0", "LinearQuadratic-v0"
-ANT = "AntBulletEnv-v0"
 
 # RL-Zoo's settings of TRPO for PyBullet's robots, less the length of the rollout
 TRPO_ROBOTS = {"n_envs": 2, "batch_size": 128, "cg_max_steps": 25, "n_critic_updates": 20, "learning_rate": 1e-3}
@@ -126,34 +112,6 @@ KERNEL_VARIANTS = Experiment(
     },
     dict.fromkeys((HOPPER, CHEETAH), 200_000),
     (30, 31, 32),
-)
-
-PAPER = Published(
-    "Moskovitz et al. 2021 (arXiv 2010.05380), Table 1: final average return of 5 trials in Roboschool (MuJoCo for Hopper and "
-    "DoublePendulum), after up to 2M steps",
-    {
-        name: dict(zip((WALKER, CHEETAH, ANT, REACHER, PENDULUM, HOPPER), returns, strict=True))
-        for name, returns in {
-            "BGWNPG": (739.51, 1817.68, 2072.56, 4.37, 7254.98, 2439.56),
-            "WNPG, published": (683.38, 1655.04, 1844.14, 2.13, 6740.96, 2235.23),
-            "BGPG": (652.53, 1668.75, 1735.98, 0.46, 6526.48, 1934.43),
-            "PPO": (516.47, 1412.57, 1627.01, -0.37, 4401.24, 1890.12),
-            "PG": (529.60, 1334.27, 1566.63, -6.46, 3964.51, 1816.58),
-        }.items()
-    },
-)
-RL_ZOO = Published(
-    "RL-Zoo's benchmark: one run each in the same simulator, evaluated deterministically, after 2M steps (TRPO on Hopper, "
-    "PPO on Reacher, and the off-policy SAC and TQC: 1M; the others on Reacher: 300k)",
-    {
-        name: dict(zip((WALKER, CHEETAH, ANT, HOPPER, REACHER), returns, strict=True))
-        for name, returns in {
-            "PPO, RL-Zoo": (2110, 2925, 2866, 2575, 17.1),
-            "TRPO": (1483, 2759, 2561, 2565, 14.7),
-            "SAC": (2292, 2792, 3073, 2603, 18.1),
-            "TQC": (2509, 3675, 3457, 2662, 18.3),
-        }.items()
-    },
 )
 
 POLICY_GRADIENTS = Experiment(

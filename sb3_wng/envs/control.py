@@ -2,8 +2,9 @@
 
 Bodies, limits, rewards and start states are those of rllab's models (arXiv 1604.06778). Departures:
 
-- the exact equations of motion (:mod:`sb3_wng.envs.mechanics`), where rllab lets Box2D's contact solver hold the bodies
-  together: no slack in the joints, no friction (rllab's is at most 5e-4), and the mountain car is a point on its track;
+- the exact equations of motion (:mod:`sb3_wng.envs.mechanics`) but for the double pendulum, where rllab lets Box2D hold the
+  bodies together: no slack in the joints, which take no energy, no friction (rllab's is at most 5e-4), and the mountain car is
+  a point on its track. The double pendulum moves as in Box2D;
 - actions are in [-1, 1] and scaled to the force, as by the ``normalize`` wrapper of rllab's experiments; larger ones are
   clipped;
 - the cart-poles observe the angle's cosine and sine by default; ``observation="raw"`` gives rllab's unwrapped angle;
