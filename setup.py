@@ -4,13 +4,14 @@ from setuptools import find_packages, setup
 
 root = Path(__file__).parent
 
-zoo = ["rl_zoo3[plots]>=2.9.2,<3.0", "requests"]  # brings sb3_contrib, and tqdm and rich for progress bars
+# brings sb3_contrib, and tqdm and rich for progress bars; Gymnasium draws its tasks with pygame
+zoo = ["rl_zoo3[plots]>=2.9.2,<3.0", "requests", "pygame", "tensorboard"]
 envs = ["pybullet", "pybullet_envs_gymnasium>=0.6", "gymnasium[mujoco]"]
 ray = ["ray"]
 plots = ["matplotlib"]
 benchmarks = [*zoo, *envs, *plots, "scipy>=1.15", "filelock", "pandas<3"]  # peers' settings, and the robots
 docs = ["sphinx", "myst-parser", "furo"]
-tools = ["pytest", "pytest-xdist", "hypothesis", "mypy", "ruff", "tensorboard", "pillow"]
+tools = ["pytest", "pytest-xdist", "hypothesis", "mypy", "ruff", "pillow"]
 tests = [*benchmarks, *ray, *docs, *tools]
 
 setup(

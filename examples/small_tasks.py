@@ -1,5 +1,7 @@
 """Draw the six small tasks, each some steps into an episode.
 
+    pip install -e ".[plots]" && python examples/small_tasks.py
+
 ``python examples/small_tasks.py [--output small_tasks.png]``
 """
 

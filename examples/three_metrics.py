@@ -1,5 +1,7 @@
 """What a metric calls near, and where steps of a fixed rate lead: the picture of the page on theory.
 
+    pip install -e ".[plots]" && python examples/three_metrics.py
+
 Policies are Gaussians N(mean, std^2) of one action, the best one is deterministic. Left: all policies at the same distance
 from a few. Right: twelve steps of a fixed rate on J = -(mean - 1)^2 - std^2.
 

@@ -1,5 +1,7 @@
 """Train WNPG on a PyBullet robot: progress bar, evaluation, saved model and a picture of the learning curve.
 
+    pip install -e ".[envs,zoo]" && python examples/train_robot.py
+
 ``python examples/train_robot.py [--env HopperBulletEnv-v0] [--timesteps 100000] [--seed 0] [--output runs/robot]``
 """
 

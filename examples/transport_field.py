@@ -1,5 +1,7 @@
 """How an update moves behaviour: the transport field of WNPG's step, drawn in a two-dimensional behaviour space.
 
+    pip install -e ".[plots]" && python examples/transport_field.py
+
 A point in the plane learns to reach a goal. Its behaviour is where it is at the end of an episode. At three stages of
 learning, the picture shows the ends of a rollout's episodes and, as arrows, where the next update's step will move them.
 

@@ -257,6 +257,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if missing not in ZOO_EXTRA:
             raise
         _fail(f"{missing} is not installed: pip install 'sb3-wng[zoo]'")
+    except ValueError as error:
+        if not str(error).startswith("No model found"):
+            raise
+        _fail(f"{error}. A search, or a run that failed, leaves an empty folder: --exp-id N picks another than the latest")
     except DependencyNotInstalled as error:  # a task's simulator
         _fail(f"{error}" + (". It comes with: pip install 'sb3-wng[envs]'" if "mujoco" in str(error).lower() else ""))
 

@@ -326,6 +326,13 @@ def test_missing_bullet_environments_are_named_with_their_remedy(monkeypatch, ca
     check_one_line_error(["train", "--env", "AntBulletEnv-v0"], words, capsys)
 
 
+def test_a_run_without_a_model_is_told_from_the_one_that_was_meant(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "logs" / "es" / "CartPole-v1_1").mkdir(parents=True)  # as a search leaves it
+    arguments = ["enjoy", "--algo", "es", "--env", "CartPole-v1", "-f", "logs", "--no-render"]
+    check_one_line_error(arguments, ["No model found for es", "--exp-id N picks another"], capsys)
+
+
 def check_one_line_error(arguments, words, capsys):
     with pytest.raises(SystemExit) as exit_:
         zoo.main(arguments)

@@ -43,6 +43,7 @@ def check_policy_gradient_arguments(model: NaturalPolicyGradient) -> None:
     check_integers(model, line_search_max_iter=0, n_critic_updates=0, n_basis=1, embedding_horizon=1, sub_sampling_factor=1)
     check_integers(model, adaptive_damping=0)
     check_positive(model, "target_distance", "target_kl", "step_size", "std_weight", "max_grad_norm")
+    check_fractions(model, "gamma", "gae_lambda")
     if not (is_finite_number(model.cg_damping) and model.cg_damping >= 0):
         raise ValueError(f"cg_damping must be a finite number >= 0, got {model.cg_damping}")
     if model.cg_damping == 0 and (model.metric == "kernel" or model.adaptive_damping):
@@ -74,6 +75,13 @@ def check_kernel_samples(model: NaturalPolicyGradient, n_steps: int, n_envs: int
         check_windows(n_steps, n_envs, model.embedding_horizon)
     elif model.uses_kernel:
         check_smallest_minibatch(n_steps * n_envs, minibatch_size(model))
+
+
+def check_saved_class(model: Any) -> None:
+    """:raises ValueError: in ``load()``, for a file of another algorithm, whose arguments would be taken for this one's"""
+    own = [base.__name__ for base in type(model).__mro__]
+    if own[0] not in model.class_names and model.class_names[0] not in own:  # neither is the other's base
+        raise ValueError(f"this file is of {model.class_names[0]}: use {model.class_names[0]}.load, not {own[0]}.load")
 
 
 def minibatch_size(model: NaturalPolicyGradient) -> int | None:
@@ -176,6 +184,14 @@ def check_integers(model: object, **minima: int) -> None:
             continue
         if not (isinstance(value, (int, np.integer)) and value >= minimum):
             raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
+
+
+def check_fractions(model: object, *names: str) -> None:
+    """:raises ValueError: for an attribute that is not a number from 0 to 1"""
+    for name in names:
+        value = getattr(model, name)
+        if not (is_finite_number(value) and 0 <= value <= 1):
+            raise ValueError(f"{name} must be a number from 0 to 1, got {value!r}")
 
 
 def check_positive(model: object, *names: str) -> None:

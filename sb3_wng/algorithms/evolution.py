@@ -18,7 +18,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import safe_mean
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from sb3_wng.algorithms.arguments import make_schedule
+from sb3_wng.algorithms.arguments import check_saved_class, make_schedule
 from sb3_wng.algorithms.evaluation import Candidate, Evaluator, Generation, Outcome, WorkerLostError, noise, stack_embeddings
 from sb3_wng.algorithms.evaluators import make_evaluator
 from sb3_wng.algorithms.evolution_arguments import SLOTS, check_evolution_arguments, check_saved_slots
@@ -104,6 +104,7 @@ class EvolutionStrategy(BaseAlgorithm):
             seed=seed,
             supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
         )
+        self.class_names = [base.__name__ for base in type(self).__mro__]  # for load(), which replaces them by the file's
         self.n_delta = n_delta
         self.delta_std = delta_std
         self.fitness_shaping = fitness_shaping
@@ -136,6 +137,7 @@ class EvolutionStrategy(BaseAlgorithm):
             self._setup_model()
 
     def _setup_model(self) -> None:
+        check_saved_class(self)
         check_evolution_arguments(self)  # here and not above: load() gives arguments, too
         self._setup_lr_schedule()
         self.delta_std_schedule = make_schedule(self.delta_std)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,11 @@ def check_evolution_arguments(model: EvolutionStrategy) -> None:
             f"policy: {model.policy_class.__name__} has a critic or more than candidates are made of; use one of "
             f"{', '.join(map(repr, model.policy_aliases))} or a subclass of EvolutionPolicy"
         )
+    known = inspect.signature(model.policy_class).parameters
+    unknown = [name for name in model.policy_kwargs if name not in known]
+    if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        settings = ", ".join(list(known)[3:])  # the first are the spaces and the schedule
+        raise ValueError(f"policy_kwargs: {model.policy_class.__name__} has no {', '.join(unknown)}; it has {settings}")
     check_integers(model, n_delta=1, n_episodes=1, n_basis=1, n_previous=1, n_neighbors=1, n_parents=1)
     check_choice("fitness_shaping", model.fitness_shaping, FITNESS_SHAPINGS)
     check_choice("distance", model.distance, DISTANCES)

@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sb3_wng.algorithms.action_laws import action_law, actor_and_critic_parameters
-from sb3_wng.algorithms.arguments import check_policy_gradient_arguments, make_schedule, minibatch_size
+from sb3_wng.algorithms.arguments import check_policy_gradient_arguments, check_saved_class, make_schedule, minibatch_size
 from sb3_wng.algorithms.critic import fit_critic
 from sb3_wng.algorithms.evolution_policies import SPECIAL_POLICIES
 from sb3_wng.algorithms.guidance import begin_penalty, embed_reference, end_penalty, make_penalty
@@ -147,6 +147,7 @@ class NaturalPolicyGradient(BoundedProgress):
             supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
             _init_setup_model=False,
         )
+        self.class_names = [base.__name__ for base in type(self).__mro__]  # for load(), which replaces them by the file's
         self.batch_size = batch_size
         self.metric = metric
         self.step_rule = step_rule
@@ -183,6 +184,7 @@ class NaturalPolicyGradient(BoundedProgress):
             self._setup_model()
 
     def _setup_model(self) -> None:
+        check_saved_class(self)
         check_policy_gradient_arguments(self)  # here and not above: load() gives arguments, too
         self.reference = None if self.reference is None else embed_reference(self)
         super()._setup_model()

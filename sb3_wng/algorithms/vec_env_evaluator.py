@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from sb3_wng.algorithms.evolution_policies import EvolutionPolicy
 from sb3_wng.algorithms.step_counter import StepCounter
 from sb3_wng.behavior import BehaviorEmbedding
 from sb3_wng.behavior.references import keeps_normalized_parts
+
+VERY_LONG = 50_000  # steps: no task that ends takes as many
 
 
 class VecEnvEvaluator:
@@ -93,6 +96,12 @@ class VecEnvEvaluator:
         self, episode: Episode, observation: Any, action: NDArray[Any], reward: float, done: bool, info: dict[str, Any]
     ) -> Outcome | None:
         """Take in a step; the outcome if it was the last."""
+        if episode.length == VERY_LONG:
+            warnings.warn(
+                f"an episode has gone on for {VERY_LONG:,} steps, and strategies wait for its end: wrap the environment "
+                "in gymnasium.wrappers.TimeLimit",
+                stacklevel=2,
+            )
         try:
             episode.add(observation, action, float(np.float32(reward)))  # SubprocVecEnv's are float64
         except ValueError as error:

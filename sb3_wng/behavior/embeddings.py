@@ -95,7 +95,7 @@ class PerTrajectory:
 
     def __call__(self, trajectories: Trajectories) -> Tensor:
         """:raises ValueError: naming the function, for points that are not finite vectors of one length"""
-        points = [_as_numbers(self.function(on_cpu(part))) for part in trajectories]
+        points = [self._as_numbers(self.function(on_cpu(part))) for part in trajectories]
         shapes = {tuple(point.shape) for point in points}
         if len(shapes) > 1 or any(len(shape) > 1 for shape in shapes):
             raise ValueError(
@@ -106,16 +106,22 @@ class PerTrajectory:
         check_finite_points(embeddings, self.name)
         return embeddings.to(trajectories.observations)
 
+    def _as_numbers(self, value: Any) -> Tensor:
+        if isinstance(value, Tensor):
+            return value.detach().cpu().double()
+        try:
+            return torch.as_tensor(np.asarray(value, dtype=np.float64))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"embedding {self.name!r} must return a number or a vector, got {type(value).__name__}: {error}"
+            ) from error
+
 
 def check_finite_points(points: Tensor, name: str) -> None:
     """:raises ValueError: naming the embedding, with the first of its points that is not finite"""
     is_finite = torch.isfinite(points).all(dim=1)
     if not is_finite.all():
         raise ValueError(f"embedding {name!r} returned non-finite numbers: {points[~is_finite][0].tolist()}")
-
-
-def _as_numbers(value: Any) -> Tensor:
-    return value.detach().cpu().double() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value, dtype=np.float64))
 
 
 def on_cpu(trajectory: Trajectory) -> Trajectory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from typing import Any, ClassVar, TypeVar
 
@@ -24,7 +25,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
-from sb3_wng.algorithms.arguments import check_integers, check_kernel_samples
+from sb3_wng.algorithms.arguments import check_fractions, check_integers, check_kernel_samples, check_saved_class
 from sb3_wng.algorithms.policy_gradient import NaturalPolicyGradient
 from sb3_wng.algorithms.progress import BoundedProgress
 from sb3_wng.algorithms.rollouts import check_finite_observation, check_finite_rollout
@@ -68,6 +69,8 @@ class Population(BoundedProgress):
         self.n_envs_per_particle = n_envs_per_particle
         check_integers(self, n_particles=1, n_envs_per_particle=1)
         self.algorithm = kind_name(algorithm)
+        if n_envs_per_particle != 1 and isinstance(env, VecEnv):
+            warnings.warn(f"{self.size_arguments[1]} has no effect with a VecEnv, whose columns are split", stacklevel=3)
         if isinstance(env, str):
             env = make_vec_env(env, n_particles * n_envs_per_particle, seed=kwargs.get("seed"))
         super().__init__(
@@ -80,6 +83,7 @@ class Population(BoundedProgress):
             _init_setup_model=False,
             **kwargs,
         )
+        self.class_names = [base.__name__ for base in type(self).__mro__]  # for load(), which replaces them by the file's
         self.algorithm_kwargs = dict(algorithm_kwargs or {})
         self.normalize_advantage = normalize_advantage
         self._names_of_means: set[str] = set()  # what is logged as a mean over the particles
@@ -100,7 +104,9 @@ class Population(BoundedProgress):
         """:raises ValueError: naming the argument and what it may be; called before anything is made of them"""
 
     def _setup_model(self) -> None:
+        check_saved_class(self)
         self.algorithm = kind_name(self.algorithm)
+        check_fractions(self, "gamma", "gae_lambda")
         self._check_arguments()  # here and not above: load() gives arguments, too
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)

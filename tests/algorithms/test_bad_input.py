@@ -39,6 +39,8 @@ BAD = [
     ("entropic_reg", [0, -0.1, NAN], (BGPG, BGWNPG)),
     ("n_penalized_epochs", [-1, 1.5], (BGWNPG,)),
     ("actor_learning_rate", [0, -0.1, NAN, "lin_0.1"], (BGWNPG,)),
+    ("gamma", [10, -0.1, NAN], ALL),
+    ("gae_lambda", [1.1, NAN], ALL),
     ("n_steps", [0, -1], ALL),
     ("batch_size", [0, -1, 1.5], ALL),
 ]

@@ -13,6 +13,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_wng import BGES, ES, NSRES, WNES
+from sb3_wng.algorithms import vec_env_evaluator
 from sb3_wng.algorithms.episodes import run_episode
 from sb3_wng.algorithms.evaluation import Outcome
 from sb3_wng.behavior import make_embedding
@@ -359,3 +360,23 @@ def test_normalisation_cannot_be_switched_by_load(saved):
     path = saved(ES("MlpPolicy", "Pendulum-v1", **SMALL))
     with pytest.raises(ValueError, match="normalize_observations must be what it was"):
         ES.load(path, normalize_observations=True)
+
+
+class Endless(Unregistered):
+    """Ends, late."""
+
+    def step(self, action):
+        self.t += 1
+        return np.zeros(3, np.float32), 0.0, self.t >= 40, False, {}
+
+
+def test_an_episode_that_does_not_end_is_warned_of(monkeypatch):
+    monkeypatch.setattr(vec_env_evaluator, "VERY_LONG", 30)
+    model = ES("MlpPolicy", DummyVecEnv([Endless]), policy_kwargs={"net_arch": []}, **SMALL)
+    with pytest.warns(UserWarning, match="gone on for 30 steps"):
+        model.learn(1)
+
+
+def test_policy_kwargs_that_the_policy_does_not_have_are_named():
+    with pytest.raises(ValueError, match=r"EvolutionPolicy has no ortho_init; it has net_arch, .*toeplitz"):
+        ES("MlpPolicy", "Pendulum-v1", policy_kwargs={"ortho_init": False})

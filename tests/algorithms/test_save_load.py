@@ -12,7 +12,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.utils import set_random_seed
 
-from sb3_wng import BGPG, BGWNPG, NPG, PG, WNPG
+from sb3_wng import BGPG, BGWNPG, ES, NPG, PG, SVPG, WNES, WNPG
 
 # What evolves besides the policy, and where it lives
 EVOLVING = {
@@ -229,3 +229,22 @@ def test_settings_given_to_load_are_checked_as_others(small, chase, reload):
     assert loaded.penalty.coefficient == loaded.wasserstein_coef == model.wasserstein_coef > 0
     assert loaded.learn(32).reference.shape[1] == 3
     assert reload(loaded, distance="kl", embedding="actions", reference=None, env=gym.make("Pendulum-v1")).learn(32)
+
+
+class Own(WNPG):
+    """Somebody's own."""
+
+
+@pytest.mark.parametrize(
+    ("saved", "loaded"), [(WNPG, NPG), (WNPG, BGWNPG), (WNPG, SVPG), (WNPG, ES), (ES, WNES), (SVPG, WNPG), (Own, BGPG)]
+)
+def test_a_file_of_another_algorithm_is_refused_with_its_name(saved, loaded, tmp_path):
+    saved("MlpPolicy", "CartPole-v1", policy_kwargs={"net_arch": [4]}).save(tmp_path / "model")
+    with pytest.raises(ValueError, match=f"of {saved.__name__}: use {saved.__name__}.load, not {loaded.__name__}.load"):
+        loaded.load(tmp_path / "model", device="cpu")
+
+
+@pytest.mark.parametrize(("saved", "loaded"), [(Own, WNPG), (WNPG, Own)])
+def test_files_of_a_class_and_of_its_base_are_exchanged(saved, loaded, tmp_path):
+    saved("MlpPolicy", "CartPole-v1", policy_kwargs={"net_arch": [4]}).save(tmp_path / "model")
+    assert type(loaded.load(tmp_path / "model", device="cpu")) is loaded

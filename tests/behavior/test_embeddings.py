@@ -63,6 +63,9 @@ def test_an_embedding_object_is_used_as_it_is():
         (lambda t: [[1.0]], "same length for every trajectory"),
         (lambda t: float("nan"), "non-finite"),
         (lambda t: [1.0, float("inf")], "non-finite"),
+        (lambda t: t, "must return a number or a vector, got Trajectory"),
+        (lambda t: [t.observations[0], 1.0], "must return a number or a vector, got list"),
+        (lambda t: "a", "must return a number or a vector, got str"),
     ],
 )
 def test_an_embedding_that_returns_something_else_is_named(result, message, trajectories):

@@ -238,3 +238,8 @@ def test_episodes_end_where_a_callback_ends_training():
     model.learn(16, callback=lambda *_: calls.append(1) or len(calls) < 3)  # at the end of an episode
     model.learn(16, reset_num_timesteps=False)
     assert set(model.mean_returns) == {3.0}
+
+
+def test_environments_per_particle_that_a_vec_env_decides_are_warned_of(small, chase):
+    with pytest.warns(UserWarning, match="n_envs_per_particle has no effect with a VecEnv"):
+        small("pg", n_envs_per_particle=2)
