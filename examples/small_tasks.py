@@ -6,6 +6,7 @@
 """
 
 import argparse
+from pathlib import Path
 
 import gymnasium as gym
 import matplotlib
@@ -38,8 +39,9 @@ def picture(env_id: str) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", default="small_tasks.png")
+    parser.add_argument("--output", type=Path, default=Path("small_tasks.png"))
     output = parser.parse_args().output
+    output.parent.mkdir(parents=True, exist_ok=True)
     figure, axes = plt.subplots(2, 3, figsize=(9, 5.6), layout="constrained")
     for axis, env_id in zip(axes.flat, PLAYS, strict=True):
         axis.imshow(picture(env_id))
@@ -48,6 +50,7 @@ def main() -> None:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_color("0.8")
     figure.savefig(output, dpi=110)
+    print(f"Saved {output}")
 
 
 if __name__ == "__main__":

@@ -148,6 +148,10 @@ OURS = {
     "learning_rate": LinearSchedule(0.1, 0.02, 1.0),
 }
 RELEASED = {"wasserstein_coef": -1.0, "n_previous": 2}  # beta = 0.5
+OF_NOISE = (
+    "In these runs the noise of actions came from the stream that had drawn the episode's start, and not, as now, from one of "
+    "its own; nothing else is random in an episode."
+)
 POINT_WALL = Study(
     "PointWall-v0",
     {
@@ -176,7 +180,7 @@ POINT_WALL = Study(
     notes="*Ours*: utilities instead of standardised returns, observations of unit variance, a learning rate that falls from "
     "0.1 to 0.02, and a repulsion that is gone after 30 % of the steps, chosen on other seeds; the last two rows have one of "
     "the first two alone. *Published noise*: a standard deviation of 0.01 per parameter, a tenth of the others'; *released "
-    "score*: the released code's bonus, minus a density of visited behaviour.",
+    f"score*: the released code's bonus, minus a density of visited behaviour. {OF_NOISE}",
 )
 ANT_WALL = Study(
     "AntWall-v0",
@@ -191,7 +195,7 @@ ANT_WALL = Study(
     },
     behavior={"embedding": "reward_to_go"},
     notes="A seventh of the published steps. Standing still returns -6000, walking into the pocket and staying there -4400 to "
-    "-4600: these ants still walk slowly, some as far as the pocket.",
+    f"-4600: these ants still walk slowly, some as far as the pocket. {OF_NOISE}",
 )
 STUDIES = {"point_wall": POINT_WALL, "ant_wall": ANT_WALL}
 
