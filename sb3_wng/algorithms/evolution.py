@@ -25,7 +25,7 @@ from sb3_wng.algorithms.evolution_arguments import SLOTS, check_evolution_argume
 from sb3_wng.algorithms.evolution_policies import SPECIAL_POLICIES, EvolutionPolicy
 from sb3_wng.algorithms.meta_population import MetaPopulation
 from sb3_wng.algorithms.search_direction import antithetic_gradient, clip_direction, natural_direction, shape_fitness
-from sb3_wng.algorithms.step_counter import StepCounter
+from sb3_wng.algorithms.step_counter import StepCounter, with_progress_bar
 from sb3_wng.algorithms.vec_env_evaluator import EnvironmentRaised, VecEnvEvaluator
 from sb3_wng.behavior import BehaviorEmbedding, Trajectory
 from sb3_wng.behavior.bonuses import NoveltyBonus, WassersteinBonus
@@ -184,7 +184,8 @@ class EvolutionStrategy(BaseAlgorithm):
             seed, unless ``env_failure`` is a number
         """
         name = tb_log_name or type(self).__name__
-        total_timesteps, callback = self._setup_learn(total_timesteps, callback, reset_num_timesteps, name, progress_bar)
+        callback = with_progress_bar(callback) if progress_bar else callback
+        total_timesteps, callback = self._setup_learn(total_timesteps, callback, reset_num_timesteps, name)
         callback.on_training_start(locals(), globals())
         counter = StepCounter(self, callback)
         evaluator = make_evaluator(self, counter)

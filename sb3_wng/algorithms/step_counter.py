@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback, ProgressBarCallback
+from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_wng.algorithms.evaluation import Outcome
 
@@ -59,3 +60,27 @@ class StepCounter:
             if not self(rewards, dones, infos, counted):
                 return False
         return True
+
+
+class StepProgressBar(ProgressBarCallback):
+    """SB3's progress bar, which counts a step of every column, for a model of whose columns some idle."""
+
+    def _on_training_start(self) -> None:
+        super()._on_training_start()
+        self._n_shown = self.num_timesteps
+
+    def _on_step(self) -> bool:
+        self.pbar.update(self.num_timesteps - self._n_shown)
+        self._n_shown = self.num_timesteps
+        return True
+
+
+def with_progress_bar(callback: MaybeCallback) -> list[BaseCallback]:
+    """What a user has given ``learn``, and the bar."""
+    if callback is None:
+        given: list[BaseCallback] = []
+    elif isinstance(callback, list):
+        given = callback
+    else:
+        given = [callback if isinstance(callback, BaseCallback) else ConvertCallback(callback)]
+    return [*given, StepProgressBar()]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from stable_baselines3.common import callbacks
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
@@ -380,3 +381,29 @@ def test_an_episode_that_does_not_end_is_warned_of(monkeypatch):
 def test_policy_kwargs_that_the_policy_does_not_have_are_named():
     with pytest.raises(ValueError, match=r"EvolutionPolicy has no ortho_init; it has net_arch, .*toeplitz"):
         ES("MlpPolicy", "Pendulum-v1", policy_kwargs={"ortho_init": False})
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_the_progress_bar_counts_the_steps_that_count(n_jobs, monkeypatch):
+    bars = []
+
+    class Bar:
+        def __init__(self, total):
+            self.total, self.n = total, 0
+            bars.append(self)
+
+        def update(self, n):
+            self.n += n
+
+        def refresh(self):
+            pass
+
+        close = refresh
+
+    monkeypatch.setattr(callbacks, "tqdm", Bar)
+    calls = []
+    model = ES("MlpPolicy", make_vec_env("CartPole-v1", 4), n_jobs=n_jobs, policy_kwargs={"net_arch": []}, **SMALL)
+    model.learn(100, callback=lambda *_: calls.append(1) or True, progress_bar=True)
+    model.learn(100, progress_bar=True, reset_num_timesteps=False)
+    assert sum(bar.n for bar in bars) == model.num_timesteps
+    assert len(calls) > 0
