@@ -208,3 +208,15 @@ def test_rewards_to_go_are_the_environments_own_at_time_limits():
     model.learn(64)
     assert len(seen) == 8
     assert all(torch.equal(part, torch.ones(8)) for part in seen)
+
+
+def test_an_embedding_that_promises_a_gradient_and_has_none_is_named(small):
+    class Detached:
+        is_pathwise = True
+
+        def __call__(self, trajectories):
+            return trajectories.actions.detach().mean(dim=1)
+
+    model = small(WNPG, "Pendulum-v1", metric="kernel", embedding=Detached(), embedding_horizon=4, n_basis=3)
+    with pytest.raises(ValueError, match="is_pathwise=True promises a gradient"):
+        model.learn(32)

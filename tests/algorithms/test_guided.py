@@ -13,6 +13,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_wng import BGPG, BGWNPG, PG, WNPG
+from sb3_wng.algorithms import guidance
 from sb3_wng.algorithms.penalty import SampleTransport
 from sb3_wng.behavior import EMBEDDINGS, Trajectory, collect_trajectories, reference_points
 from sb3_wng.geometry import GaussianLaw
@@ -359,3 +360,10 @@ def test_gradients_of_penalised_epochs_are_cut(small, chase, fill, monkeypatch):
     monkeypatch.setattr(model.policy.optimizer, "step", watched)
     model._penalized_epochs(begun(model, next(model.rollout_buffer.get(batch_size=None))))
     assert norms == pytest.approx([1e-3], rel=1e-4)
+
+
+def test_many_windows_are_warned_of(small, monkeypatch):
+    monkeypatch.setattr(guidance, "MANY_WINDOWS", 3)
+    settings = {"embedding": "final_state", "embedding_horizon": 4, "distance": "sinkhorn"}
+    with pytest.warns(UserWarning, match=r"\d+ windows of behaviour are transported.*embedding_horizon makes fewer"):
+        small(BGPG, **settings).learn(32)
