@@ -25,6 +25,7 @@ TITLES = {
     "population_size": "Population size at equal total steps, REINFORCE on CartPoleSwingUp",
     "ablations": "What SVPG is made of, REINFORCE on CartPoleSwingUp",
     "weights": "The same on CartPole: growing weights, and larger ones at first",
+    "weights_double_pendulum": "The same on DoublePendulum: growing weights, larger ones at first, and selection",
 }
 MODES = ("svpg", "radial, no interaction", "joint", "independent")  # what the other settings of the ablations vary
 CONTROL = "radial, no interaction"

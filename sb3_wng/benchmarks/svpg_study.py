@@ -1,8 +1,8 @@
 """Why SVPG works: ``python -m sb3_wng.benchmarks.svpg_study EXPERIMENT [--seeds 0 1 2 3 4] [--jobs 2] [--share 1.0]``.
 
 ``table`` is Table 1 of Liu et al. (2017, arXiv 1704.02399), ``temperature`` its Fig. 4, ``population_size`` the study that
-the paper leaves out (equal total steps), ``ablations`` takes the method apart, ``weights`` asks what of that holds on
-CartPole. All run on rllab's tasks, natively batched. A run that is in the output file is not repeated. One that was
+the paper leaves out (equal total steps), ``ablations`` takes the method apart, ``weights`` and ``weights_double_pendulum`` ask
+what of that holds on CartPole and on DoublePendulum. All run on rllab's tasks, natively batched. A run that is in the output file is not repeated. One that was
 interrupted continues from its checkpoint and ends as an undisturbed one; cross-entropy methods start again. ``--share 0.1``
 runs a tenth of the published iterations. ``visitation`` measures where the best four
 particles of each saved population go.
@@ -81,6 +81,11 @@ PUBLISHED: dict[str, dict[str, float | None]] = {
 PUBLISHED_TEMPERATURES = {0.01: 230.0, 1.0: 320.0, 10.0: 390.0, 100.0: 80.0}
 
 
+# Of the ablations: whether growing weights or large ones at first do what repulsion does, and what selection adds
+OF_WEIGHTS = ("svpg", "radial, no interaction", "independent", "weights x 3 at first, independent")
+OF_SELECTION = ("radial, selection", "weights x 3 at first, independent, selection")
+
+
 def experiments() -> dict[str, dict[str, Setting]]:
     """The settings that each experiment compares, by the names they have in tables."""
     table = {}
@@ -101,9 +106,9 @@ def experiments() -> dict[str, dict[str, Setting]]:
             f"{n} particles": replace(svpg, arguments={**svpg.arguments, "n_particles": n}) for n in (1, 2, 4, 8, 16, 32)
         },
         "ablations": ablations(),
-        "weights": {
-            name: replace(ablations()[name], environments={CART_POLE: None})
-            for name in ("svpg", "radial, no interaction", "independent", "weights x 3 at first, independent")
+        "weights": {name: replace(ablations()[name], environments={CART_POLE: None}) for name in OF_WEIGHTS},
+        "weights_double_pendulum": {
+            name: replace(ablations()[name], environments={DOUBLE_PENDULUM: None}) for name in (*OF_WEIGHTS, *OF_SELECTION)
         },
     }
 
