@@ -4,8 +4,8 @@
 the paper leaves out (equal total steps), ``ablations`` takes the method apart, ``weights`` and ``weights_double_pendulum``
 ask what of that holds on CartPole and on DoublePendulum. All run on rllab's tasks, natively batched. A run that is in the
 output file is not repeated. One that was interrupted continues from its checkpoint and ends as an undisturbed one;
-cross-entropy methods start again. ``--share 0.1`` runs a tenth of the published iterations. ``visitation`` measures where the best four
-particles of each saved population go.
+cross-entropy methods start again. ``--share 0.1`` runs a tenth of the published iterations.
+``visitation`` measures where the best four particles of each saved population go.
 
 Columns: ``return_best`` and ``return_mean`` are over the particles, each the mean of its last 20 training episodes;
 ``particle_returns`` has all of them.
