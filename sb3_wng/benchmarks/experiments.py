@@ -123,8 +123,8 @@ POLICY_GRADIENTS = Experiment(
     "which are tuned for runs ten times as long; TRPO at Contrib's defaults, at RL-Zoo's settings (on the pendulum 8 x 2048 "
     "steps per rollout), and with a rollout of 2 x 512 steps and otherwise RL-Zoo's settings for the robots. Ours were tuned "
     "on other seeds of HalfCheetah and InvertedDoublePendulum; the pendulum's settings, and BGWNPG's on HalfCheetah, were "
-    "looked for after these seeds had been seen. PPO's default rate and TRPO's default radius are, by area, the best of three on "
-    "tasks and seeds that ours were tuned on (baseline settings, below); nothing else of theirs was tuned here.",
+    "looked for after these seeds had been seen. PPO's default rate and TRPO's default radius have, of three, the best "
+    "scores on tasks and seeds that ours were tuned on (baseline settings, below); nothing else of theirs was tuned here.",
     {
         "WNPG": Method("WNPG", "wnpg"),
         "WNPG, std_weight 1": Method("WNPG", "wnpg", PROPER),
