@@ -15,8 +15,7 @@ from filelock import FileLock
 from sb3_wng.benchmarks.checkpoints import replace_file
 
 RESULTS, WORK = Path("docs/benchmarks"), Path("runs/benchmarks")  # of CSV files and of checkpoints, unless told otherwise
-LEARNING = ("sb3-wng", "stable-baselines3", "sb3-contrib", "rl-zoo3", "torch", "numpy", "pot")
-PACKAGES = (*LEARNING, "gymnasium", "pybullet", "mujoco", "loky", "ray")
+PACKAGES = tuple("sb3-wng stable-baselines3 sb3-contrib rl-zoo3 torch numpy pot gymnasium pybullet mujoco loky ray".split())
 
 
 def versions() -> str:

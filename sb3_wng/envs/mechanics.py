@@ -6,8 +6,8 @@ one vector: every function takes any layout and returns this one.
 Cart-poles and the mountain car follow their equations of motion by a leapfrog: half a drift, a kick, half a drift. The forces
 depend on the rates, too (centrifugal forces), and are evaluated at the rates predicted for the middle of the step. It is of
 second order, costs one sine and cosine per step, and keeps the energy of the free cart-pole within .004 J over 500 steps of
-.05 s; the energy needed to swing up is 1 J. In rllab Box2D moves them, whose joints take energy: most of it within 5 s. To
-learn to swing up takes as long and ends as well in either.
+.05 s; the energy needed to swing up is 1 J. In rllab Box2D moves them, whose joints take energy: most of it within 5 s. In
+trials (guide to environments) SVPG's particles and independent ones learn to swing up as well in either.
 
 The double pendulum moves as in Box2D, since it is another task without what its joints take there: its motor is so strong that
 exploration would whirl the links at 100 rad/s, where Box2D's turn at 5 to 15. Each body moves on for a step with its own
