@@ -31,9 +31,10 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_wng.algorithms.policy_gradient import NaturalPolicyGradient
 from sb3_wng.algorithms.surrogate import PolicyBatch, surrogate
-from sb3_wng.benchmarks.experiments import CONSTANT_RADIUS, PROPER, Experiment, Method, make_model
+from sb3_wng.benchmarks.experiments import CONSTANT_RADIUS, PROPER
 from sb3_wng.benchmarks.figures import save, short
 from sb3_wng.benchmarks.markdown import markdown
+from sb3_wng.benchmarks.models import Experiment, Method, make_model
 from sb3_wng.benchmarks.pool import run_pending
 from sb3_wng.benchmarks.records import RESULTS, append_records, read_records
 from sb3_wng.benchmarks.scores import random_returns

@@ -22,9 +22,10 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_wng import WNPG, rank_embeddings
 from sb3_wng.algorithms import EmbeddingRank, NaturalPolicyGradient, format_table
 from sb3_wng.algorithms.behavior_samples import STATE_EMBEDDINGS
-from sb3_wng.benchmarks.experiments import CONSTANT_RADIUS, PENDULUM, PROPER, shipped_hyperparameters
+from sb3_wng.benchmarks.experiments import CONSTANT_RADIUS, PENDULUM, PROPER
 from sb3_wng.benchmarks.figures import short
 from sb3_wng.benchmarks.markdown import markdown
+from sb3_wng.benchmarks.models import shipped_hyperparameters
 from sb3_wng.benchmarks.records import RESULTS, append_records
 from sb3_wng.benchmarks.update_cost import seconds
 

@@ -16,8 +16,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sb3_wng.benchmarks.experiments import Experiment
 from sb3_wng.benchmarks.gaussian_toy import METHODS, RATE
+from sb3_wng.benchmarks.models import Experiment
 from sb3_wng.benchmarks.scores import aggregated_tasks, final_returns, interquartile_mean, performance_profile, samples
 
 DPI = 110

@@ -30,7 +30,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from sb3_wng import WNPG
 from sb3_wng.behavior import Trajectories, Trajectory, collect_trajectories, make_embedding, spread
 from sb3_wng.behavior.callbacks import squared_wasserstein_distance
-from sb3_wng.benchmarks.experiments import make_env, register_environments, shipped_hyperparameters
+from sb3_wng.benchmarks.models import make_env, register_environments, shipped_hyperparameters
 from sb3_wng.benchmarks.pool import run_pending
 from sb3_wng.benchmarks.records import RESULTS, append_records, read_records
 from sb3_wng.population import WassersteinPopulation

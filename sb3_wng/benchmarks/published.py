@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 HOPPER, CHEETAH, WALKER = "HopperBulletEnv-v0", "HalfCheetahBulletEnv-v0", "Walker2DBulletEnv-v0"
 PENDULUM, REACHER, REGULATOR = "InvertedDoublePendulumBulletEnv-v0", "ReacherBulletEnv-v0", "LinearQuadratic-v0"
-ANT = "AntBulletEnv-v0"
+ANT, UPRIGHT = "AntBulletEnv-v0", "UprightPendulum-v0"
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ from sb3_wng.benchmarks import (
     toy_report,
     unseen_states,
 )
-from sb3_wng.benchmarks.experiments import EXPERIMENTS, POLICY_GRADIENTS, Experiment
+from sb3_wng.benchmarks.experiments import EXPERIMENTS, POLICY_GRADIENTS
 from sb3_wng.benchmarks.markdown import markdown, number
+from sb3_wng.benchmarks.models import Experiment
 from sb3_wng.benchmarks.runner import finished
 from sb3_wng.benchmarks.scores import (
     CONSTANTS,

@@ -26,7 +26,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_wng.benchmarks.checkpoints import file_name, generator_states, replace_file, saved, set_generator_states
-from sb3_wng.benchmarks.experiments import Experiment, algorithm_class, make_env, make_model, settings
+from sb3_wng.benchmarks.models import Experiment, algorithm_class, make_env, make_model, settings
 from sb3_wng.benchmarks.records import append_records, read_records
 
 FINISHED, ALREADY_FINISHED, PAUSED, TAKEN = "finished", "already finished", "paused", "running elsewhere"

@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from sb3_wng.benchmarks.experiments import Experiment, register_environments
+from sb3_wng.benchmarks.models import Experiment, register_environments
 from sb3_wng.benchmarks.records import read_records, versions, write_records
 
 Array = NDArray[np.float64]

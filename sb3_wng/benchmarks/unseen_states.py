@@ -24,8 +24,9 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch.nn.utils import parameters_to_vector
 
 from sb3_wng.algorithms.policy_gradient import NaturalPolicyGradient
-from sb3_wng.benchmarks.experiments import CONSTANT_RADIUS, PENDULUM, Experiment, Method, make_env, make_model
+from sb3_wng.benchmarks.experiments import CONSTANT_RADIUS, PENDULUM
 from sb3_wng.benchmarks.markdown import markdown
+from sb3_wng.benchmarks.models import Experiment, Method, make_env, make_model
 from sb3_wng.benchmarks.pool import run_pending
 from sb3_wng.benchmarks.records import RESULTS, append_records, read_records
 

@@ -25,6 +25,7 @@ __all__ = [
 register("PointWall-v0", entry_point="sb3_wng.envs.walls:PointWallEnv", max_episode_steps=50)
 register("AntWall-v0", entry_point="sb3_wng.envs.walls:AntWallEnv", max_episode_steps=400)
 register("LinearQuadratic-v0", entry_point="sb3_wng.envs.linear_quadratic:LinearQuadraticEnv", max_episode_steps=8)
+register("UprightPendulum-v0", entry_point="sb3_wng.envs.upright:UprightPendulumEnv", max_episode_steps=200)
 register_tasks()
 
 

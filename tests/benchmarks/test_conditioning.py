@@ -11,7 +11,7 @@ from sb3_wng import WNPG  # noqa: E402
 from sb3_wng.algorithms.surrogate import surrogate  # noqa: E402
 from sb3_wng.benchmarks import conditioning  # noqa: E402
 from sb3_wng.benchmarks.conditioning import EXPERIMENT, METRIC, PLAIN, RANDOM, RATIOS  # noqa: E402
-from sb3_wng.benchmarks.experiments import hyperparameter_file  # noqa: E402
+from sb3_wng.benchmarks.models import hyperparameter_file  # noqa: E402
 
 TASKS = list(EXPERIMENT.environments)
 

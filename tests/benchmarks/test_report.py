@@ -12,14 +12,8 @@ pytest.importorskip("pybullet_envs_gymnasium")
 from PIL import Image  # noqa: E402
 
 from sb3_wng.benchmarks import figures, report  # noqa: E402
-from sb3_wng.benchmarks.experiments import (  # noqa: E402
-    DETERMINISTIC_OPTIMUM,
-    EXPERIMENTS,
-    PENDULUM,
-    POLICY_GRADIENTS,
-    Experiment,
-    Method,
-)
+from sb3_wng.benchmarks.experiments import DETERMINISTIC_OPTIMUM, EXPERIMENTS, PENDULUM, POLICY_GRADIENTS  # noqa: E402
+from sb3_wng.benchmarks.models import Experiment, Method  # noqa: E402
 from sb3_wng.benchmarks.records import write_records  # noqa: E402
 
 FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"

@@ -19,7 +19,8 @@ pytest.importorskip("pybullet_envs_gymnasium")
 
 from sb3_wng.benchmarks import __main__ as command_line
 from sb3_wng.benchmarks import checkpoints, runner
-from sb3_wng.benchmarks.experiments import NO_CRITIC, REGULATOR, Experiment, Method, make_model
+from sb3_wng.benchmarks.experiments import NO_CRITIC, REGULATOR
+from sb3_wng.benchmarks.models import Experiment, Method, make_model
 from sb3_wng.benchmarks.records import append_records
 from sb3_wng.benchmarks.runner import ALREADY_FINISHED, FINISHED, PAUSED, TAKEN, Run, make_runs, run_all, train
 

@@ -7,7 +7,8 @@ pd = pytest.importorskip("pandas")
 pytest.importorskip("pybullet_envs_gymnasium")
 
 from sb3_wng.benchmarks import scores  # noqa: E402
-from sb3_wng.benchmarks.experiments import EXPERIMENTS, REGULATOR, Experiment, Method  # noqa: E402
+from sb3_wng.benchmarks.experiments import EXPERIMENTS, REGULATOR  # noqa: E402
+from sb3_wng.benchmarks.models import Experiment, Method  # noqa: E402
 from sb3_wng.benchmarks.records import read_records, write_records  # noqa: E402
 
 RANDOM = np.random.default_rng(3)
