@@ -99,7 +99,7 @@ def learning_section(experiment: Experiment, folder: Path) -> str:
             "The same of areas under the curve, for how fast methods learn: over the same tasks (added after the runs were "
             "seen), and on tasks whose score above is of the final return:"
         )
-        parts += [*table, bullets(claims + claims_of_tasks(experiment, areas, others))]
+        parts += [*table, *claim_parts(claims, claims_of_tasks(experiment, areas, others))]
         parts += [
             f"Median minutes until returns reach a score of {THRESHOLD}, and in how many runs they do (*never*: in fewer than "
             "half; runs that were suspended meanwhile have no clock and are left out):",
@@ -198,7 +198,7 @@ def score_parts(experiment: Experiment, table: pd.DataFrame) -> list[str]:
         *aggregates,
         f"Differences of scores, paired by seed, with {MIN_PAIRS} seeds or more, whose interval excludes zero, among what is "
         "finished:",
-        bullets(claims + claims_of_tasks(experiment, table, experiment.environments)),
+        *claim_parts(claims, claims_of_tasks(experiment, table, experiment.environments)),
     ]
     return parts
 
@@ -232,6 +232,14 @@ def claims_of_tasks(experiment: Experiment, table: pd.DataFrame, environments: I
         of_task = samples(table, experiment.methods, [environment])
         claims += [f"{figures.short(environment)}: {claim}" for claim in clear_differences(experiment, of_task)]
     return claims
+
+
+def claim_parts(of_all: Sequence[str], of_tasks: Sequence[str]) -> list[str]:
+    """What may be said over all tasks, and of single ones: many lines, which readers unfold."""
+    shown = [bullets(of_all)] if of_all or not of_tasks else []
+    return shown + (
+        [f"<details>\n<summary>On single tasks</summary>\n\n{bullets(of_tasks)}\n\n</details>"] if of_tasks else []
+    )
 
 
 def bullets(claims: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from sb3_wng.benchmarks.figures import save
 from sb3_wng.benchmarks.markdown import markdown, number
 from sb3_wng.benchmarks.scores import MIN_PAIRS, mean
+from sb3_wng.benchmarks.svpg_study import N_BINS
 
 TITLES = {
     "table": "Table 1 of Liu et al. 2017: best return of a particle (published), iterations to within 5 % of it",
@@ -30,6 +31,7 @@ TITLES = {
 MODES = ("svpg", "radial, no interaction", "joint", "independent")  # what the other settings of the ablations vary
 CONTROL = "radial, no interaction"
 TRIAL_SEEDS = (0, 1, 2)  # on which settings of the ablations were looked for: no claim rests on them
+UPRIGHT = 0.4  # rad: two cells to each side
 COLUMNS = ["best", "best at the end", "mean at the end", "repulsion ratio", "parameter norm", "seeds"]
 
 
@@ -146,6 +148,14 @@ def section(folder: Path) -> str:
         if name == "ablations":
             parts += filter(None, [differences(runs)])
         parts.append(f"![{title}](svpg_{name}.png)")
+    if (path := folder / "svpg_visitation.csv").exists():
+        parts.append(
+            "### Where the best particles go\n\n`python -m sb3_wng.benchmarks.svpg_study visitation --models FOLDER`, with "
+            "what `table --models FOLDER` has saved: positions and angles of the best four particles (of one agent, if joint) "
+            f"on CartPoleSwingUp, in a grid of {N_BINS} by {N_BINS} cells; 100 episodes each.\n\n"
+            f"{markdown(table_of_visits(pd.read_csv(path)))}\n\n"
+            "![Share of the time in each cell, logarithmic](svpg_visitation.png)"
+        )
     return "## SVPG\n\n" + "\n\n".join(parts) + "\n" if parts else ""
 
 
@@ -218,15 +228,26 @@ def _bars(axes: Axes, group: pd.DataFrame, style: dict[str, Any]) -> None:
     axes.plot(np.arange(1, len(heights) + 1), heights, marker="." if len(heights) > 1 else "s", **style)
 
 
+def table_of_visits(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of each method: share of the time upright, and over how many cells the visits are spread."""
+    records = {}
+    angles = (rows.angle + 0.5) * 2 * np.pi / N_BINS - np.pi
+    for name, group in rows.assign(is_upright=np.abs(angles) < UPRIGHT).groupby("algorithm", sort=False):
+        cells = np.exp(-(group.share * np.log(group.share)).sum() / group.share.sum())
+        upright = group.share[group.is_upright].sum() / group.share.sum()
+        records[name] = {"upright": f"{upright:.0%}", "cells": f"{cells:.0f}", "seeds": str(group.seeds.iloc[0])}
+    columns = {"upright": f"within {UPRIGHT} rad of upright", "cells": "cells (exp of the entropy)", "seeds": "seeds"}
+    return pd.DataFrame.from_dict(records, orient="index").rename(columns=columns)
+
+
 def _draw_visitation(path: Path) -> None:
     """Where the best four particles of each method go: share of the time per cell, logarithmic."""
     rows = pd.read_csv(path)
     names = list(rows.algorithm.unique())
     figure, panels = plt.subplots(1, len(names), figsize=(3.1 * len(names), 3.2), layout="constrained", squeeze=False)
-    size = int(max(rows.position.max(), rows.angle.max())) + 1
     for axes, name in zip(panels[0], names, strict=True):
         group = rows[rows.algorithm == name]
-        density = np.zeros((size, size))
+        density = np.zeros((N_BINS, N_BINS))
         np.add.at(density, (group.angle, group.position), group.share)
         axes.imshow(np.log10(np.maximum(density, 1e-6)), origin="lower", extent=(-3, 3, -np.pi, np.pi), aspect="auto")
         axes.set(title=name, xlabel="position (m)", ylabel="angle (0 is upright)")

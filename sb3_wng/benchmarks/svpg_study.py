@@ -43,6 +43,7 @@ N_COLUMNS, N_STEPS = 320, 500  # 16 particles x 20 environments x one horizon: 1
 N_PARTICLES = 16
 N_RECORDS = 50  # points of a learning curve
 ITERATIONS_PER_CHECKPOINT = 20
+N_BINS = 30  # of each axis of the visitation
 SWING_UP, DOUBLE_PENDULUM = "RllabCartPoleSwingUp-v0", "RllabDoublePendulum-v0"
 CART_POLE, MOUNTAIN_CAR = "RllabCartPole-v0", "RllabMountainCar-v0"
 ITERATIONS = {SWING_UP: 1000, DOUBLE_PENDULUM: 1000, CART_POLE: 50, MOUNTAIN_CAR: 50}
@@ -278,12 +279,12 @@ def finished_runs(path: Path) -> set[tuple[str, str, int, float]]:
     return {(row["algorithm"], row["environment"], int(row["seed"]), float(row["share"])) for row in rows}
 
 
-def visitation(model: SVPG, seed: int, n_bins: int = 30) -> NDArray[np.float64]:
+def visitation(model: SVPG, seed: int) -> NDArray[np.float64]:
     """Share of the time that the best four particles spend in each cell of position and angle, on CartPoleSwingUp.
 
-    :return: shape (n_bins, n_bins), of position (-3 to 3 m) and angle (-pi to pi, zero upright)
+    :return: shape (N_BINS, N_BINS), of position (-3 to 3 m) and angle (-pi to pi, zero upright)
     """
-    counts = np.zeros((n_bins, n_bins))
+    counts = np.zeros((N_BINS, N_BINS))
     for particle in np.argsort(model.mean_returns)[-4:]:
         env = make_batched(SWING_UP, 100, seed=seed)
         observations = env.reset()
@@ -291,7 +292,7 @@ def visitation(model: SVPG, seed: int, n_bins: int = 30) -> NDArray[np.float64]:
             actions, _ = model.predict(observations, particle=int(particle))
             observations = env.step_batch(actions).observations
             angles = np.arctan2(observations[:, 3], observations[:, 2])
-            counts += np.histogram2d(observations[:, 0], angles, n_bins, ((-3, 3), (-np.pi, np.pi)))[0]
+            counts += np.histogram2d(observations[:, 0], angles, N_BINS, ((-3, 3), (-np.pi, np.pi)))[0]
     return counts / counts.sum()
 
 

@@ -228,6 +228,15 @@ def test_every_figure_of_a_finished_experiment_can_be_drawn(experiment, tmp_path
     assert all(f"]({name})" in text for name in names)
 
 
+def test_claims_of_single_tasks_are_folded_away(tmp_path):
+    text = write_fake(tmp_path, POLICY_GRADIENTS, lambda rank, share, seed: -100 * rank)
+    shown = re.sub(r"<details>\n<summary>On single tasks</summary>\n\n(- .+\n)+\n</details>", "", text)
+    assert text.count("- Hopper: WNPG is better") == 2  # by the final return, and by area
+    assert "- Hopper: WNPG is better" not in shown
+    assert shown.count("- Hopper, HalfCheetah, Walker2D and InvertedDoublePendulum: WNPG is better") == 2
+    assert "<details>" not in shown
+
+
 def test_published_numbers_stand_beside_ours(tmp_path):
     text = write_fake(tmp_path, POLICY_GRADIENTS, lambda rank, share, seed: share)
     assert "| WNPG, published | 2235 | 1655 | 683 | 6741 |" in text

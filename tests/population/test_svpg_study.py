@@ -248,8 +248,22 @@ def test_visits_are_shares_of_the_time(tmp_path):
     assert set(rows.algorithm) == {"REINFORCE svpg"}
     hanging = rows[(rows.angle < 5) | (rows.angle > 24)]
     assert hanging.share.sum() > 0.5  # an untrained pole hangs
+    text = svpg_report.section(tmp_path)
+    visits = next(line for line in text.splitlines() if line.startswith("| REINFORCE svpg | "))
+    upright, cells, seeds = (part.strip() for part in visits.split("|")[2:5])
+    assert upright == f"{rows.share[rows.angle.between(13, 16)].sum() / rows.share.sum():.0%}"
+    assert 20 < float(cells) <= len(rows)
+    assert seeds == "1"
     svpg_report.draw(tmp_path)
+    assert "](svpg_visitation.png)" in text
+    assert (tmp_path / "svpg_visitation.png").exists()
     assert isinstance(SVPG.load(next(tmp_path.glob("*.zip")), device="cpu"), SVPG)
+
+
+def test_visits_of_few_cells_are_called_so():
+    rows = pd.DataFrame({"algorithm": ["a", "b", "b"], "seeds": 2, "position": 3, "angle": [0, 14, 0], "share": [1, 0.5, 0.5]})
+    table = svpg_report.table_of_visits(rows)
+    assert table.to_numpy().tolist() == [["0%", "1", "2"], ["50%", "2", "2"]]
 
 
 def fail_in_one(experiment, name, environment, seed, share, models, work, deadline):
