@@ -23,6 +23,7 @@ STUDIES = {
     "multipolicy_study": "policies that attract or repel: two goals, and routes on a grid",
     "gait_study": "two gaits of one robot",
     "update_cost": "what an update costs",
+    "training_cost": "what an experiment's methods cost in turn, for its minutes",
     "penalty_cost": "what a behaviour penalty costs",
     "svpg_speed": "how fast populations collect experience",
     "evolution_speed": "how fast evolution strategies' workers are",

@@ -21,6 +21,7 @@ from sb3_wng.benchmarks import (
     speed_report,
     svpg_report,
     toy_report,
+    training_cost,
     unseen_states,
 )
 from sb3_wng.benchmarks.experiments import EXPERIMENTS, POLICY_GRADIENTS
@@ -44,6 +45,7 @@ from sb3_wng.benchmarks.scores import (
     samples,
     scores,
 )
+from sb3_wng.benchmarks.training_cost import seconds_per_step
 
 THRESHOLD = 0.5  # score by which methods' speed is compared, as Fig. 5 of arXiv 2010.05380 compares return per minute
 
@@ -76,7 +78,7 @@ def learning_section(experiment: Experiment, folder: Path) -> str:
     parts = [
         f"## {title}",
         f"`{command}`: {experiment.description}\n\nSteps: {steps}. Seeds "
-        f"{', '.join(map(str, experiment.seeds))}. {_measure(experiment, runs)}",
+        f"{', '.join(map(str, experiment.seeds))}. {_measure(experiment, runs, folder)}",
         markdown(returns_table(experiment, final_returns(runs, experiment))),
     ]
     if experiment.optimum:
@@ -102,7 +104,7 @@ def learning_section(experiment: Experiment, folder: Path) -> str:
         parts += [*table, *claim_parts(claims, claims_of_tasks(experiment, areas, others))]
         parts += [
             f"Median minutes until returns reach a score of {THRESHOLD}, and in how many runs they do (*never*: in fewer than "
-            "half; runs that were suspended meanwhile have no clock and are left out):",
+            "half):",
             markdown(minutes_table(experiment, minutes_to(THRESHOLD, runs, experiment, read_constants(folder)))),
         ]
     for published in experiment.published:
@@ -133,10 +135,19 @@ def summary(folder: Path) -> str:
     return markdown(pd.DataFrame(columns, index=list(at_end)).loc[sorted(estimates, key=estimates.__getitem__, reverse=True)])
 
 
-def _measure(experiment: Experiment, runs: pd.DataFrame) -> str:
+def _measure(experiment: Experiment, runs: pd.DataFrame, folder: Path) -> str:
     cells = "each seed in parentheses" if len(experiment.seeds) < MIN_PAIRS else "95 % bootstrap intervals over seeds"
-    on_a_busy_clock = runs["cpu_seconds"].isna().any()
-    minutes = "wall-clock on a machine shared with other work" if on_a_busy_clock else "of the processor; a run has one thread"
+    if len(seconds_per_step(folder, experiment.name)):
+        n_steps = training_cost.TURNS * training_cost.STEPS
+        minutes = (
+            "of the processor, in one thread: steps, times what a step costs, which all methods were measured for in turn "
+            f"(`python -m sb3_wng.benchmarks.training_cost`, first {n_steps:,} steps), as runs were made on a machine whose "
+            "speed varied"
+        )
+    elif runs["cpu_seconds"].isna().any():
+        minutes = "wall-clock on a machine shared with other work"
+    else:
+        minutes = "of the processor, in one thread, on a machine whose speed varied from run to run"
     return f"Mean return of the training episodes in the last 10 % of the steps ({cells}). Minutes are {minutes}."
 
 
@@ -286,7 +297,9 @@ def experiment_figures(experiment: Experiment, runs: pd.DataFrame) -> dict[str, 
 
 
 def draw_experiment(experiment: Experiment, folder: Path) -> None:
-    runs, csv = read_runs(folder, experiment), folder / f"{experiment.name}.csv"
+    runs, data = read_runs(folder, experiment), [folder / f"{experiment.name}.csv"]
+    if len(seconds_per_step(folder, experiment.name)):
+        data.append(folder / training_cost.FILE)
     for name in experiment_figures(experiment, runs):
         if name.endswith("_scores"):
             figure = figures.aggregate_figure(experiment, scores(runs, experiment, read_constants(folder)))
@@ -294,7 +307,7 @@ def draw_experiment(experiment: Experiment, folder: Path) -> None:
             figure = figures.sensitivity_figure(experiment, runs)
         else:
             figure = figures.learning_figure(experiment, runs)
-        figures.save(figure, folder / f"{name}.png", csv)
+        figures.save(figure, folder / f"{name}.png", *data)
 
 
 # --- The page ---

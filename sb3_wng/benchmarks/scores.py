@@ -20,6 +20,7 @@ from scipy import stats
 
 from sb3_wng.benchmarks.models import Experiment, register_environments
 from sb3_wng.benchmarks.records import read_records, versions, write_records
+from sb3_wng.benchmarks.training_cost import seconds_per_step
 
 Array = NDArray[np.float64]
 CONSTANTS = "reference_scores.csv"
@@ -78,13 +79,16 @@ def performance_profile(scores: Array, thresholds: Array) -> Array:
 
 def read_runs(folder: Path, experiment: Experiment) -> pd.DataFrame:
     """Bins of all runs of an experiment's methods, tasks and seeds, in the experiment's order; a cell (method and task) only
-    if all its seeds are there."""
+    if all its seeds are there. ``seconds`` is what the steps cost where methods were measured in turn, else the run's own."""
     path = folder / f"{experiment.name}.csv"
     runs = pd.DataFrame(read_records(path) or {"algorithm": [], "environment": [], "seed": [], "timesteps": [], "return": []})
     for column in ("wall_seconds", "cpu_seconds"):  # empty for runs that were suspended meanwhile, and before it was recorded
         runs[column] = pd.to_numeric(runs[column]) if column in runs else np.nan
     runs["seconds"] = runs["cpu_seconds"].fillna(runs["wall_seconds"])
     runs = runs.astype({"seed": int, "timesteps": int, "return": float})
+    if len(rates := seconds_per_step(folder, experiment.name)):
+        cells = pd.MultiIndex.from_frame(runs[["algorithm", "environment"]])
+        runs["seconds"] = runs["timesteps"] * rates.reindex(cells).to_numpy()
     wanted = list(experiment.methods), list(experiment.environments)
     runs = runs[runs.algorithm.isin(wanted[0]) & runs.environment.isin(wanted[1]) & runs.seed.isin(experiment.seeds)]
     n_seeds = runs.groupby(["algorithm", "environment"])["seed"].transform("nunique")

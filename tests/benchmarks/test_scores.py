@@ -6,7 +6,7 @@ import pytest
 pd = pytest.importorskip("pandas")
 pytest.importorskip("pybullet_envs_gymnasium")
 
-from sb3_wng.benchmarks import scores  # noqa: E402
+from sb3_wng.benchmarks import scores, training_cost  # noqa: E402
 from sb3_wng.benchmarks.experiments import EXPERIMENTS, REGULATOR  # noqa: E402
 from sb3_wng.benchmarks.models import Experiment, Method  # noqa: E402
 from sb3_wng.benchmarks.records import read_records, write_records  # noqa: E402
@@ -171,6 +171,55 @@ def test_measured_constants_are_never_changed(tmp_path):
     assert known["random"] == "1.25"
     assert float(measured["random"]) < -100
     assert float(measured["random"]) == pytest.approx(scores.random_returns(REGULATOR, 50).mean(), abs=0.01)
+
+
+def test_minutes_are_what_steps_cost_where_methods_were_measured_in_turn(tmp_path):
+    experiment = make_experiment()
+    write_records(tmp_path / "two.csv", make_rows(experiment))
+    costs = [
+        ("two", "A", "x", 100, 20.0),
+        ("two", "A", "x", 300, 20.0),
+        ("two", "A", "y", 100, 5.0),
+        ("other", "B", "x", 1, 1),
+    ]
+    names = ("experiment", "algorithm", "environment", "timesteps", "cpu_seconds")
+    write_records(tmp_path / training_cost.FILE, [dict(zip(names, row, strict=True)) for row in costs])
+    runs = scores.read_runs(tmp_path, experiment)
+    of_cell = runs[runs.seed == 0].groupby(["algorithm", "environment"])
+    np.testing.assert_allclose(of_cell.get_group(("A", "x")).seconds, 0.1 * np.arange(5, 101, 5))
+    np.testing.assert_allclose(of_cell.get_group(("A", "y")).seconds, 0.05 * np.arange(10, 201, 10))
+    assert of_cell.get_group(("B", "x")).seconds.isna().all()  # never mixed with clocks of other days
+    constants = pd.DataFrame({"random": {"x": 0.0, "y": 0.0}, "reference": {"x": 1.0, "y": 1.0}})
+    minutes = scores.minutes_to(0.5, runs, experiment, constants)
+    assert {key[:2] for key in minutes.index} == {("A", "x"), ("A", "y")}
+    assert minutes["A", "x", 1] == pytest.approx(0.1 * 55 / 60)
+
+
+def test_every_method_is_measured_in_every_turn(tmp_path, monkeypatch):
+    methods = {
+        "NPG": Method("NPG", None, {"n_steps": 64, "batch_size": 64}),
+        "PG": Method("PG", None, {"n_steps": 48, "batch_size": 48}),
+    }
+    experiment = Experiment(
+        "two", "", methods, {REGULATOR: 100}, (0,), environment_arguments={REGULATOR: {"n_envs": 1, "normalize": False}}
+    )
+    records = training_cost.measure(experiment, REGULATOR, steps=60, turns=2)
+    assert [(record["turn"], record["algorithm"], record["timesteps"]) for record in records] == [
+        (0, "NPG", 64),
+        (0, "PG", 96),
+        (1, "NPG", 64),
+        (1, "PG", 96),
+    ]
+    assert all(float(str(record["cpu_seconds"])) > 0 for record in records)
+
+    measured = []
+    monkeypatch.setattr(training_cost, "EXPERIMENTS", {"two": experiment, "policy_gradients": experiment})
+    monkeypatch.setattr(training_cost, "measure", lambda *key: measured.append(key[1]) or records)
+    monkeypatch.setattr("sys.argv", ["training_cost", "--experiment", "two", "--results", str(tmp_path)])
+    training_cost.main()
+    training_cost.main()
+    assert measured == [REGULATOR]  # once
+    assert set(training_cost.seconds_per_step(tmp_path, "two").index) == {("NPG", REGULATOR), ("PG", REGULATOR)}
 
 
 def test_seeds_of_several_tasks_do_not_add_up_to_a_claim():
