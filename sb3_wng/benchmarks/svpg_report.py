@@ -116,15 +116,15 @@ def best_first(runs: pd.DataFrame) -> list[str]:
     return list(runs.groupby("algorithm")["best at the end"].mean().sort_values(ascending=False).index)
 
 
-def shares(runs: pd.DataFrame) -> str:
-    """The runs' shares of the published iterations, by task if they differ."""
-    by_task = {
-        _short(environment): ", ".join(f"{share:g}" for share in sorted(group.share.unique()))
+def by_task(runs: pd.DataFrame, column: str) -> str:
+    """The different values of a column, by task if tasks differ."""
+    texts = {
+        _short(environment): ", ".join(f"{value:g}" for value in sorted(group[column].unique()))
         for environment, group in runs.groupby("environment", sort=False)
     }
-    if len(set(by_task.values())) == 1:
-        return next(iter(by_task.values()))
-    return "; ".join(f"{task} {share}" for task, share in by_task.items())
+    if len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    return "; ".join(f"{task} {values}" for task, values in texts.items())
 
 
 def _short(environment: str) -> str:
@@ -142,9 +142,9 @@ def section(folder: Path) -> str:
         table = table_of_tasks(runs) if name == "table" else table_of_settings(runs)
         if name == "ablations":
             table = table.loc[best_first(runs)]
-        seeds = f" Seeds {', '.join(map(str, sorted(runs.seed.unique())))}." if name == "table" else ""
+        seeds = f" Seeds: {by_task(runs, 'seed')}." if name == "table" else ""
         command = f"`python -m sb3_wng.benchmarks.svpg_study {name}`, with `--share` for a share of the published iterations"
-        parts.append(f"### {title}\n\n{command}, here: {shares(runs)}.{seeds}\n\n{markdown(table)}")
+        parts.append(f"### {title}\n\n{command}, here: {by_task(runs, 'share')}.{seeds}\n\n{markdown(table)}")
         if name == "ablations":
             parts += filter(None, [differences(runs)])
         parts.append(f"![{title}](svpg_{name}.png)")
@@ -249,6 +249,8 @@ def _draw_visitation(path: Path) -> None:
         group = rows[rows.algorithm == name]
         density = np.zeros((N_BINS, N_BINS))
         np.add.at(density, (group.angle, group.position), group.share)
-        axes.imshow(np.log10(np.maximum(density, 1e-6)), origin="lower", extent=(-3, 3, -np.pi, np.pi), aspect="auto")
-        axes.set(title=name, xlabel="position (m)", ylabel="angle (0 is upright)")
+        shown = np.log10(np.maximum(density, 1e-6))
+        image = axes.imshow(shown, vmin=-6, vmax=-1, origin="lower", extent=(-3, 3, -np.pi, np.pi), aspect="auto")
+        axes.set(title=name, xlabel="position (m)", ylabel="angle (rad, 0 is upright)")
+    figure.colorbar(image, ax=panels, label="log10 of the share of the time")
     save(figure, path.with_suffix(".png"), path)

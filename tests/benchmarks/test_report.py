@@ -27,7 +27,11 @@ CHANGES = [
     ("svpg_speed.csv", "value"),
     ("evolution_speed.csv", "value"),
     ("penalty_cost.csv", "value"),
-    *((f"svpg_{name}.csv", "return_best") for name in ("ablations", "table", "weights", "weights_double_pendulum")),
+    *(
+        (f"svpg_{name}.csv", "return_best")
+        for name in ("ablations", "table", "temperature", "weights", "weights_double_pendulum")
+    ),
+    ("svpg_visitation.csv", "share"),
     *((f"{name}.csv", "return") for name in ("point_wall", "ant_wall", "multipolicy_grid")),
     ("multipolicy_goals.csv", "return_worst"),
     ("multipolicy_gaits.csv", "return_0"),
