@@ -22,6 +22,7 @@ SHOWN = {name: list(report.experiment_figures(e, report.read_runs(FOLDER, e))) f
 LEARNING = [name for name, drawn in SHOWN.items() if drawn]
 CHANGES = [
     ("update_cost.csv", "value"),
+    ("training_cost.csv", "cpu_seconds"),
     ("gaussian_toy.csv", "loss"),
     ("conditioning.csv", "return"),
     ("svpg_speed.csv", "value"),
