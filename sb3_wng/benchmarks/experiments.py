@@ -177,7 +177,21 @@ REGULATOR_SETTINGS = {
     "policy_kwargs": {"net_arch": {"pi": [], "vf": [64, 64]}},  # the optimum is linear
 }
 NO_CRITIC = {"policy": NoCriticPolicy, "policy_kwargs": {"net_arch": {"pi": [], "vf": []}}}
-RADII = (0.02, 0.1, 0.5, 1.0)  # KL summed over two action dimensions; TRPO averages over them
+RADII = (0.02, 0.1, 0.5, 1.0)  # KL summed over action dimensions
+
+
+def trust_regions(n_actions: int) -> dict[str, Method]:
+    """Methods with the same radii: TRPO's argument is averaged over action dimensions, and WNPG's is twice that average
+    while spreads are equal."""
+    return {
+        **{
+            f"WNPG radius {r}": Method("WNPG", "wnpg", {**PROPER, "target_distance": 2 * r / n_actions, "target_kl": r})
+            for r in RADII
+        },
+        **{f"NPG radius {r}": Method("NPG", "npg", {"target_kl": r}) for r in RADII},
+        **{f"TRPO radius {r}": Method("TRPO", "rl_zoo3/trpo", {"target_kl": r / n_actions}) for r in RADII},
+    }
+
 
 DETERMINISTIC_OPTIMUM = Experiment(
     "deterministic_optimum",
@@ -202,9 +216,7 @@ DETERMINISTIC_OPTIMUM = Experiment(
             f"Fisher rate {r}": Method("WNPG", "wnpg", {**FIXED_RATE, "metric": "fisher", "step_size": r})
             for r in (0.05, 0.2, 1.0)
         },
-        **{f"WNPG radius {r}": Method("WNPG", "wnpg", {**PROPER, "target_distance": r, "target_kl": r}) for r in RADII},
-        **{f"NPG radius {r}": Method("NPG", "npg", {"target_kl": r}) for r in RADII},
-        **{f"TRPO radius {r}": Method("TRPO", "rl_zoo3/trpo", {"target_kl": r / 2}) for r in RADII},
+        **trust_regions(n_actions=2),
         **{f"PPO rate {r}": Method("PPO", None, {"learning_rate": r}) for r in (0.0003, 0.001, 0.003)},
     },
     {REGULATOR: 51_200},
@@ -245,7 +257,7 @@ HOLDING_STILL = Experiment(
     "(`UprightPendulum-v0`), whose best return is exactly 0 with a deterministic policy; exploration makes it fall. All with "
     "rollouts of 4 x 512 steps, a discount of 0.98, a lambda of 0.95, networks of 64-64 and no VecNormalize, which were set "
     "before the first run and not looked for; critics as each algorithm has them.",
-    FEWER,
+    {name: trust_regions(n_actions=1).get(name, method) for name, method in FEWER.items()},
     {UPRIGHT: 102_400},
     DETERMINISTIC_OPTIMUM.seeds,
     n_bins=50,

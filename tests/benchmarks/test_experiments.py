@@ -85,6 +85,22 @@ def test_methods_that_are_to_be_precise_have_the_same_rollouts_and_networks(stud
         assert all(settings[name] == shared[0][name] for settings in shared), name
 
 
+@pytest.mark.parametrize(
+    ("experiment", "n_actions"),
+    [(experiments.DETERMINISTIC_OPTIMUM, 2), (experiments.HOLDING_STILL, 1)],
+    ids=lambda e: str(e)[:5],
+)
+def test_radii_mean_the_same_kl_divergence_for_every_method(experiment, n_actions):
+    (environment,) = experiment.environments
+    for radius in (0.02, 0.1, 0.5):
+        wnpg, npg, trpo = (
+            models.settings(experiment, f"{name} radius {radius}", environment) for name in ("WNPG", "NPG", "TRPO")
+        )
+        assert wnpg["target_kl"] == npg["target_kl"] == pytest.approx(n_actions * trpo["target_kl"]) == radius
+        # as far as means move by it, with all spreads 1: the squared distance, of which the KL divergence is half
+        assert wnpg["target_distance"] * n_actions / 2 == pytest.approx(radius)
+
+
 def test_published_numbers_are_there_for_every_task_of_table_1():
     for published in experiments.MILLION.published:
         missing = {experiments.PENDULUM} if "RL-Zoo" in published.source else set()
