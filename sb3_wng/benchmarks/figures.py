@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from sb3_wng.benchmarks.gaussian_toy import METHODS, RATE
 from sb3_wng.benchmarks.models import Experiment
@@ -143,6 +144,11 @@ def sensitivity_figure(experiment: Experiment, runs: pd.DataFrame) -> Figure:
         for axes, label in zip(column, ("rate", "radius (KL)"), strict=True):
             axes.set(title=short(environment), xlabel=label, xscale="log", yscale="linear" if optimum is None else "log")
             axes.set_ylabel("final return" if optimum is None else "final distance from the best return")
+            settings = sorted({x for (kind, _), points in families.items() if label.startswith(kind) for x, _ in points})
+            axes.set_xticks(
+                settings, [f"{x:g}" for x in settings], rotation=60, fontsize="small"
+            )  # decades are too few or many
+            axes.xaxis.set_minor_locator(NullLocator())
             axes.grid(alpha=0.3)
             if axes.has_data():
                 axes.legend(frameon=False)
