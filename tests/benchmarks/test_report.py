@@ -92,7 +92,7 @@ def test_the_readmes_table_waits_until_a_task_has_as_many_methods_as_the_others(
 def test_a_changed_number_changes_the_page(file, column, tmp_path):
     path = tmp_path / file
     # alone but for what belongs to it, as the page of all files takes long
-    others = [FOLDER / f"{name}.csv" for name in EXPERIMENTS] if file == "training_cost.csv" else []
+    others = [FOLDER / f"{name}.csv" for name in LEARNING] if file == "training_cost.csv" else []
     for needed in (FOLDER / report.CONSTANTS, *others, *FOLDER.glob(f"{Path(file).stem}*.csv")):
         shutil.copy(needed, tmp_path)
     page = report.page(tmp_path)
