@@ -89,6 +89,13 @@ def section(folder: Path) -> str:
     return "\n".join(parts)
 
 
+def excerpt(folder: Path, algorithm: str) -> str:
+    """Of the results before the point's wall, all settings of one algorithm, and ES at the published and at our settings."""
+    table = next(table for key, _, table in _tables(folder) if key == "point_wall")
+    shown = [name for name in table.index if name.partition(",")[0] == algorithm or name in ("ES", "ES, ours")]
+    return markdown(table.loc[shown])
+
+
 def draw(folder: Path) -> None:
     """Both figures of every study that has results."""
     for key, study, _ in _tables(folder):

@@ -20,9 +20,9 @@ from sb3_wng.envs.goals import TwoGoals
 from sb3_wng.envs.grid import cheapest_route, route_return
 
 
-def goals_table(rows: pd.DataFrame) -> pd.DataFrame:
+def goals_table(folder: Path) -> str:
     """Settings by runs that found every goal, goals found, worst policy's return and CPU seconds."""
-    table = {}
+    rows, table = pd.read_csv(folder / "multipolicy_goals.csv"), {}
     for name, group in rows.groupby("algorithm", sort=False):
         n_goals = group.n_goals.iloc[0]
         table[name] = {
@@ -31,7 +31,7 @@ def goals_table(rows: pd.DataFrame) -> pd.DataFrame:
             "return of the worst policy": number(group.return_worst.mean()),
             "CPU seconds": number(group.cpu_seconds.mean()),
         }
-    return pd.DataFrame.from_dict(table, orient="index")
+    return markdown(pd.DataFrame.from_dict(table, orient="index"))
 
 
 def grid_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -86,7 +86,7 @@ def section(folder: Path) -> str:
             "`python -m sb3_wng.benchmarks.multipolicy_study goals`: two policies (four) on TwoGoals, whose paths are "
             "compared, by NPG with a repulsion that falls; a goal is found if a policy's path ends near it."
         )
-        parts.append(f"### Two goals in a plane, and four\n\n{text}\n\n{markdown(goals_table(pd.read_csv(goals)))}")
+        parts.append(f"### Two goals in a plane, and four\n\n{text}\n\n{goals_table(folder)}")
     if (folder / "multipolicy_paths.csv").exists():
         parts.append("![Paths of two policies that repel each other, and their potentials](two_goals.png)")
     if gaits.exists():

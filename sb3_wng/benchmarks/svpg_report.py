@@ -80,6 +80,11 @@ def table_of_tasks(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(cells).fillna("")
 
 
+def tasks_table(folder: Path) -> str:
+    """Table 1 alone."""
+    return markdown(table_of_tasks(summary(read_runs(folder / "svpg_table.csv"))))
+
+
 def table_of_settings(runs: pd.DataFrame) -> pd.DataFrame:
     """Settings by what was measured: means over seeds, and the standard deviation of the best return."""
     rows = {}

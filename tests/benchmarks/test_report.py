@@ -11,14 +11,16 @@ pytest.importorskip("pybullet_envs_gymnasium")
 
 from PIL import Image  # noqa: E402
 
-from sb3_wng.benchmarks import figures, report  # noqa: E402
+from sb3_wng.benchmarks import figures, learning_report, report, scores  # noqa: E402
 from sb3_wng.benchmarks.experiments import DETERMINISTIC_OPTIMUM, EXPERIMENTS, PENDULUM, POLICY_GRADIENTS  # noqa: E402
 from sb3_wng.benchmarks.models import Experiment, Method  # noqa: E402
 from sb3_wng.benchmarks.records import write_records  # noqa: E402
 
 FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
 # Experiments with finished cells, and their figures
-SHOWN = {name: list(report.experiment_figures(e, report.read_runs(FOLDER, e))) for name, e in EXPERIMENTS.items()}
+SHOWN = {
+    name: list(learning_report.experiment_figures(e, learning_report.read_runs(FOLDER, e))) for name, e in EXPERIMENTS.items()
+}
 LEARNING = [name for name, drawn in SHOWN.items() if drawn]
 CHANGES = [
     ("update_cost.csv", "value"),
@@ -57,10 +59,15 @@ def test_tables_of_other_pages_are_what_the_committed_numbers_say(name):
     assert report.with_table(text, report.TABLES_ELSEWHERE[name](FOLDER)) == text
 
 
+def test_every_algorithms_page_shows_its_results():
+    pages = {str(path.relative_to(FOLDER.parents[1])) for path in (FOLDER.parent / "modules").glob("*.md")}
+    assert pages <= report.TABLES_ELSEWHERE.keys()
+
+
 def test_tables_of_other_pages_are_written_with_the_report(tmp_path):
     folder = tmp_path / "docs" / "benchmarks"
     folder.mkdir(parents=True)
-    for needed in (report.CONSTANTS, "evolution_speed.csv"):
+    for needed in (scores.CONSTANTS, "evolution_speed.csv"):
         shutil.copy(FOLDER / needed, folder)
     guide = tmp_path / "docs" / "guide" / "scaling.md"
     guide.parent.mkdir()
@@ -76,14 +83,14 @@ def test_tables_of_other_pages_are_written_with_the_report(tmp_path):
 def test_the_readmes_table_has_the_best_first_and_only_what_is_finished(tmp_path):
     skip = {("NPG", environment, 40) for environment in POLICY_GRADIENTS.environments}
     write_fake(tmp_path, POLICY_GRADIENTS, lambda rank, share, seed: 100 * rank - 1e4, skip)
-    rows = [line.split(" | ")[0].removeprefix("| ") for line in report.summary(tmp_path).splitlines()[2:]]
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in learning_report.summary(tmp_path).splitlines()[2:]]
     assert rows == [name for name in reversed(POLICY_GRADIENTS.methods) if name != "NPG"]
 
 
 def test_the_readmes_table_waits_until_a_task_has_as_many_methods_as_the_others(tmp_path):
     skip = {(name, PENDULUM, 40) for name in POLICY_GRADIENTS.methods if name not in ("WNPG", "NPG")}
     write_fake(tmp_path, POLICY_GRADIENTS, lambda rank, share, seed: 100.0 * rank, skip)
-    table = report.summary(tmp_path)
+    table = learning_report.summary(tmp_path)
     assert "InvertedDoublePendulum" not in table
     assert all(f"| {name} |" in table for name in POLICY_GRADIENTS.methods)
 
@@ -93,7 +100,7 @@ def test_a_changed_number_changes_the_page(file, column, tmp_path):
     path = tmp_path / file
     # alone but for what belongs to it, as the page of all files takes long
     others = [FOLDER / f"{name}.csv" for name in LEARNING] if file == "training_cost.csv" else []
-    for needed in (FOLDER / report.CONSTANTS, *others, *FOLDER.glob(f"{Path(file).stem}*.csv")):
+    for needed in (FOLDER / scores.CONSTANTS, *others, *FOLDER.glob(f"{Path(file).stem}*.csv")):
         shutil.copy(needed, tmp_path)
     page = report.page(tmp_path)
     table = pd.read_csv(path)
@@ -141,9 +148,9 @@ def fake_rows(experiment: Experiment, value, skip=()) -> list[dict[str, object]]
 
 
 def write_fake(folder: Path, experiment: Experiment, value, skip=()) -> str:
-    shutil.copy(FOLDER / report.CONSTANTS, folder)
+    shutil.copy(FOLDER / scores.CONSTANTS, folder)
     write_records(folder / f"{experiment.name}.csv", fake_rows(experiment, value, skip))
-    return report.learning_section(experiment, folder)
+    return learning_report.section(experiment, folder)
 
 
 def test_an_unfinished_cell_stays_empty_and_out_of_the_aggregates(tmp_path):
@@ -165,7 +172,7 @@ def test_an_experiment_of_which_one_run_is_finished_says_so(experiment, tmp_path
     text = write_fake(tmp_path, experiment, lambda *_: -1.0, skip=keys - {first})
     assert f": 1 of {len(keys)} runs are finished" in text
     assert "|" not in text
-    report.draw_experiment(experiment, tmp_path)
+    learning_report.draw(experiment, tmp_path)
     assert not list(tmp_path.glob("*.png"))
     assert ".png" not in text
 
@@ -227,7 +234,7 @@ def test_three_seeds_make_no_claim(tmp_path):
 @pytest.mark.parametrize("experiment", [POLICY_GRADIENTS, DETERMINISTIC_OPTIMUM], ids=lambda e: e.name)
 def test_every_figure_of_a_finished_experiment_can_be_drawn(experiment, tmp_path):
     text = write_fake(tmp_path, experiment, lambda rank, share, seed: -(10 ** (2 - 6 * share)) * (1 + rank + seed / 50))
-    report.draw_experiment(experiment, tmp_path)
+    learning_report.draw(experiment, tmp_path)
     names = {path.name for path in tmp_path.glob("*.png")}
     extra = "scores" if experiment.baselines else "sensitivity"
     assert names == {f"{experiment.name}.png", f"{experiment.name}_{extra}.png"}
@@ -267,11 +274,11 @@ def test_finished_tasks_are_compared_before_a_method_has_every_task(tmp_path):
     path = tmp_path / "policy_gradients.csv"
     rows = pd.read_csv(path)
     rows[~(rows.environment.str.contains("Hopper|Walker") & (rows.algorithm == "WNPG"))].to_csv(path, index=False)
-    text = report.learning_section(POLICY_GRADIENTS, tmp_path)
+    text = learning_report.section(POLICY_GRADIENTS, tmp_path)
     assert "Interquartile mean over HalfCheetah and InvertedDoublePendulum and all seeds" in text
     assert "- HalfCheetah and InvertedDoublePendulum: WNPG is better than" in text
     rows[(rows.environment == PENDULUM) & (rows.algorithm != "NPG")].to_csv(path, index=False)
-    text = report.learning_section(POLICY_GRADIENTS, tmp_path)
+    text = learning_report.section(POLICY_GRADIENTS, tmp_path)
     assert "Interquartile mean" not in text
     assert " and InvertedDoublePendulum:" not in text
     gap = f"{100 * list(POLICY_GRADIENTS.methods).index('PPO') / (9360 - 284):.2f}"
