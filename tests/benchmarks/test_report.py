@@ -32,7 +32,7 @@ CHANGES = [
     ("penalty_cost.csv", "value"),
     *(
         (f"svpg_{name}.csv", "return_best")
-        for name in ("ablations", "table", "temperature", "weights", "weights_double_pendulum")
+        for name in ("ablations", "table", "temperature", "population_size", "weights", "weights_double_pendulum")
     ),
     ("svpg_visitation.csv", "share"),
     *((f"{name}.csv", "return") for name in ("point_wall", "ant_wall", "multipolicy_grid")),
