@@ -147,9 +147,10 @@ def section(folder: Path) -> str:
         table = table_of_tasks(runs) if name == "table" else table_of_settings(runs)
         if name == "ablations":
             table = table.loc[best_first(runs)]
-        seeds = f" Seeds: {by_task(runs, 'seed')}." if name == "table" else ""
+        of_table = f" Seeds: {by_task(runs, 'seed')}. *Radial*, which the paper has not: SVPG's push away from the mean, alone."
+        notes = of_table if name == "table" else ""
         command = f"`python -m sb3_wng.benchmarks.svpg_study {name}`, with `--share` for a share of the published iterations"
-        parts.append(f"### {title}\n\n{command}, here: {by_task(runs, 'share')}.{seeds}\n\n{markdown(table)}")
+        parts.append(f"### {title}\n\n{command}, here: {by_task(runs, 'share')}.{notes}\n\n{markdown(table)}")
         if name == "ablations":
             parts += filter(None, [differences(runs)])
         parts.append(f"![{title}](svpg_{name}.png)")
