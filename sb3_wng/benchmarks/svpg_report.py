@@ -147,7 +147,7 @@ def section(folder: Path) -> str:
         table = table_of_tasks(runs) if name == "table" else table_of_settings(runs)
         if name == "ablations":
             table = table.loc[best_first(runs)]
-        of_table = f" Seeds: {by_task(runs, 'seed')}. *Radial*, which the paper has not: SVPG's push away from the mean, alone."
+        of_table = f" Seeds: {by_task(runs, 'seed')}. *Radial*, not in the paper: SVPG's push away from the mean, alone."
         notes = of_table if name == "table" else ""
         command = f"`python -m sb3_wng.benchmarks.svpg_study {name}`, with `--share` for a share of the published iterations"
         parts.append(f"### {title}\n\n{command}, here: {by_task(runs, 'share')}.{notes}\n\n{markdown(table)}")
