@@ -147,8 +147,7 @@ def section(folder: Path) -> str:
         table = table_of_tasks(runs) if name == "table" else table_of_settings(runs)
         if name == "ablations":
             table = table.loc[best_first(runs)]
-        of_table = f" Seeds: {by_task(runs, 'seed')}. *Radial*, not in the paper: SVPG's push away from the mean, alone."
-        notes = of_table if name == "table" else ""
+        notes = _notes(runs) if name == "table" else ""
         command = f"`python -m sb3_wng.benchmarks.svpg_study {name}`, with `--share` for a share of the published iterations"
         parts.append(f"### {title}\n\n{command}, here: {by_task(runs, 'share')}.{notes}\n\n{markdown(table)}")
         if name == "ablations":
@@ -163,6 +162,15 @@ def section(folder: Path) -> str:
             "![Share of the time in each cell, logarithmic](svpg_visitation.png)"
         )
     return "## SVPG\n\n" + "\n\n".join(parts) + "\n" if parts else ""
+
+
+def _notes(runs: pd.DataFrame) -> str:
+    """Which seeds Table 1 has, and what its row is that the paper has not."""
+    control = runs[runs.algorithm.str.endswith("radial")]
+    text = f" Seeds: {by_task(runs[~runs.index.isin(control.index)], 'seed')}."
+    if control.empty:
+        return text
+    return f"{text} *Radial* (seeds {by_task(control, 'seed')}), not in the paper: SVPG's push away from the mean, alone."
 
 
 def draw(folder: Path) -> None:
