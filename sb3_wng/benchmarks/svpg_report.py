@@ -35,14 +35,22 @@ UPRIGHT = 0.4  # rad: two cells to each side
 COLUMNS = ["best", "best at the end", "mean at the end", "repulsion ratio", "parameter norm", "seeds"]
 
 
+def kind_of(algorithms: pd.Series) -> pd.Series:
+    """The particles of Table 1's rows; the empty text elsewhere, where all are REINFORCE's."""
+    return algorithms.str.extract("^(A2C|REINFORCE) ", expand=False).fillna("")
+
+
 def read_runs(path: Path) -> pd.DataFrame:
-    """A study's records, on each task those of the share of the published iterations that most of its runs have (the larger
-    of two that are as many): runs of different lengths are not averaged."""
+    """A study's records, of each kind of particles on a task those of the share of the published iterations that most of its
+    runs have (the larger of two that are as many): runs of different lengths are not averaged."""
     rows = pd.read_csv(path)
-    runs = rows.drop_duplicates(["algorithm", "environment", "seed", "share"])
-    n_runs = runs.groupby(["environment", "share"]).size().rename("n_runs").reset_index()
-    chosen = n_runs.sort_values(["n_runs", "share"]).groupby("environment").share.last()
-    return rows[rows.share == rows.environment.map(chosen)]
+    kinds = rows.groupby(["environment", kind_of(rows.algorithm)], sort=False)
+    return pd.concat([of_kind[of_kind.share == _usual_share(of_kind)] for _, of_kind in kinds]).sort_index()
+
+
+def _usual_share(rows: pd.DataFrame) -> float:
+    n_runs = rows.drop_duplicates(["algorithm", "seed", "share"]).share.value_counts()
+    return float(n_runs.index[n_runs == n_runs.max()].max())
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
@@ -122,14 +130,23 @@ def best_first(runs: pd.DataFrame) -> list[str]:
 
 
 def by_task(runs: pd.DataFrame, column: str) -> str:
-    """The different values of a column, by task if tasks differ."""
-    texts = {
-        _short(environment): ", ".join(f"{value:g}" for value in sorted(group[column].unique()))
-        for environment, group in runs.groupby("environment", sort=False)
-    }
+    """The different values of a column, by task and by kind of particles where these differ."""
+    texts = {}
+    for environment, of_task in runs.groupby("environment", sort=False):
+        kinds = of_task.groupby(kind_of(of_task.algorithm), sort=False)
+        texts[_short(environment)] = _joined({kind: _values(group[column]) for kind, group in kinds})
+    return _joined(texts, "; ")
+
+
+def _joined(texts: dict[str, str], separator: str = ", ") -> str:
+    """Texts after what they are of, or the one that all are."""
     if len(set(texts.values())) == 1:
         return next(iter(texts.values()))
-    return "; ".join(f"{task} {values}" for task, values in texts.items())
+    return separator.join(f"{name} {text}" for name, text in texts.items())
+
+
+def _values(column: pd.Series) -> str:
+    return ", ".join(f"{value:g}" for value in sorted(column.unique()))
 
 
 def _short(environment: str) -> str:

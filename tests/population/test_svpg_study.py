@@ -129,6 +129,26 @@ def test_runs_of_different_lengths_are_not_averaged(tmp_path):
     assert svpg_report.read_runs(tmp_path / "runs.csv").share.tolist() == [1.0]
 
 
+def test_kinds_of_particles_have_their_own_share_on_a_task(tmp_path):
+    runs = [
+        {"algorithm": f"{kind} {mode}", "environment": task, "seed": seed, "share": share, "iteration": 1, "return_best": 1.0}
+        for kind, task, shares in (
+            ("A2C", svpg_study.SWING_UP, [0.3, 0.3]),
+            ("REINFORCE", svpg_study.SWING_UP, [0.3, 1.0, 1.0]),
+            ("A2C", svpg_study.CART_POLE, [1.0]),
+        )
+        for mode in ("svpg", "joint")
+        for seed, share in enumerate(shares)
+    ]
+    pd.DataFrame(runs).to_csv(tmp_path / "runs.csv")
+    rows = svpg_report.read_runs(tmp_path / "runs.csv")
+    assert rows.algorithm.value_counts().to_dict() == {f"A2C {m}": 3 for m in ("svpg", "joint")} | {
+        f"REINFORCE {m}": 2 for m in ("svpg", "joint")
+    }
+    assert svpg_report.by_task(rows, "share") == "CartPoleSwingUp A2C 0.3, REINFORCE 1; CartPole 1"
+    assert svpg_report.by_task(rows[rows.environment == svpg_study.CART_POLE], "seed") == "0"
+
+
 def test_ablations_are_shown_best_first(tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr(svpg_report, "save", lambda figure, *_: saved.append(figure))
