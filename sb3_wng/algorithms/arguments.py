@@ -25,6 +25,8 @@ METRICS = ("closed_form", "kernel", "combined", "fisher", "euclidean")
 STEP_RULES = ("trust_region", "fixed_rate", "optimizer")
 OPTIONAL = ("target_kl", "policy_batch_size", "actor_learning_rate")  # may be None
 DEFAULT_TARGET_DISTANCE = 0.02
+DEFAULT_MAX_GRAD_NORM = 0.5
+DEFAULT_STEP_SIZE = 0.1
 SCHEDULES = ("target_distance", "target_kl", "step_size", "actor_learning_rate")  # may be functions of remaining progress
 
 
@@ -44,6 +46,8 @@ def check_policy_gradient_arguments(model: NaturalPolicyGradient) -> None:
     check_integers(model, adaptive_damping=0)
     check_positive(model, "target_distance", "target_kl", "step_size", "std_weight", "max_grad_norm")
     check_fractions(model, "gamma", "gae_lambda")
+    if not (is_finite_number(model.log_bandwidth) and abs(model.log_bandwidth) <= 10):
+        raise ValueError(f"log_bandwidth must be a number from -10 to 10, usually 0 to 1, got {model.log_bandwidth!r}")
     if not (is_finite_number(model.cg_damping) and model.cg_damping >= 0):
         raise ValueError(f"cg_damping must be a finite number >= 0, got {model.cg_damping}")
     if model.cg_damping == 0 and (model.metric == "kernel" or model.adaptive_damping):
@@ -80,6 +84,12 @@ def check_kernel_samples(model: NaturalPolicyGradient, n_steps: int, n_envs: int
 def check_saved_class(model: Any) -> None:
     """:raises ValueError: in ``load()``, for a file of another algorithm, whose arguments would be taken for this one's"""
     own = [base.__name__ for base in type(model).__mro__]
+    if not model.class_names and model.num_timesteps > 0:
+        raise ValueError(
+            f"this file was not saved by an algorithm of sb3_wng: load it with its own class, not {own[0]}.load. A policy "
+            "gradient can go on from its policy: model.policy.load_state_dict(other.policy.state_dict())"
+        )
+    model.class_names = model.class_names or own
     if own[0] not in model.class_names and model.class_names[0] not in own:  # neither is the other's base
         raise ValueError(f"this file is of {model.class_names[0]}: use {model.class_names[0]}.load, not {own[0]}.load")
 
@@ -104,6 +114,11 @@ def warn_of_no_effect(model: NaturalPolicyGradient) -> None:
     if model.diagonal_damping and model.metric != "kernel":
         unused.append(f"diagonal_damping has no effect with metric={model.metric!r}")
     is_radius = model.step_rule == "trust_region" and model.metric != "fisher"
+    has_epochs = model.step_rule == "optimizer" or model.n_penalized_epochs > 0
+    if model.max_grad_norm != DEFAULT_MAX_GRAD_NORM and not has_epochs:
+        unused.append(f"max_grad_norm has no effect with step_rule={model.step_rule!r}")
+    if model.step_size != DEFAULT_STEP_SIZE and model.step_rule != "fixed_rate":
+        unused.append(f"step_size has no effect with step_rule={model.step_rule!r}")
     if model.target_distance != DEFAULT_TARGET_DISTANCE and not is_radius and not model.adaptive_coef:
         rule = f"step_rule={model.step_rule!r}, metric={model.metric!r}"
         unused.append(f"target_distance has no effect with {rule} and without adaptive_coef=True")
@@ -155,6 +170,12 @@ def check_penalty(model: NaturalPolicyGradient) -> None:
         raise ValueError(
             f"distance={model.distance!r} of single actions needs a Box action space; for {model.action_space} pass "
             "distance='closed_form' or 'total_variation', or compare trajectories (embedding='action_sequence')"
+        )
+    elif is_of_states(model) and model.embedding == "actions" and model.reference is None:
+        warnings.warn(
+            f"distance={model.distance!r} with embedding='actions' compares the actions of all states together: a policy that "
+            "exchanges actions between states has not moved. distance='closed_form' compares them state by state",
+            stacklevel=6,
         )
     if model.distance == "total_variation" and isinstance(model.action_space, spaces.Box):
         raise ValueError("distance='total_variation' needs discrete actions: between Gaussians it has no closed form")

@@ -61,7 +61,11 @@ def run_episode(
         is_over = False
         while not is_over:
             batch = as_batch(observation, policy.observation_space)
-            action = act(batch, generators)[0]
+            try:
+                action = act(batch, generators)[0]
+            except Exception as error:
+                is_fatal = _is_finite(row(batch, 0))  # else it is not the policy's fault
+                return episode.failure(f"policy: {describe(error)}")._replace(is_fatal=is_fatal)
             observation, reward, terminated, truncated, info = env.step(action)
             episode.add(row(batch, 0), action, float(np.float32(reward)))  # float32 as VecEnvs have it
             is_over = bool(terminated or truncated)

@@ -25,7 +25,8 @@ class Candidate(NamedTuple):
 class Generation(NamedTuple):
     """All that the candidates of one iteration have in common."""
 
-    parameters: NDArray[np.float32]  # (p,)
+    parameters: NDArray[np.float32]  # (p,), the trained ones
+    frozen: dict[str, NDArray[np.float32]]  # all others, by name
     delta_std: float
     noise_seed: tuple[int, ...]  # noise(pair) is drawn from (*noise_seed, pair)
     observation_statistics: dict[str, NDArray[np.float64]]  # of the policy's normaliser; empty without one
@@ -41,7 +42,7 @@ class Outcome(NamedTuple):
     observation_moments: dict[str, NDArray[np.float64]]  # see ObservationNormalizer; empty without one
     error: str | None = None  # why the episode failed (an exception, non-finite numbers, a time-out); return is then NaN
     is_success: bool | None = None  # what the last step's info says, if it does
-    is_fatal: bool = False  # the embedding is at fault and not the environment: training ends whatever env_failure says
+    is_fatal: bool = False  # embedding or policy are at fault, not the environment: training ends whatever env_failure says
 
 
 class WorkerLostError(RuntimeError):

@@ -104,7 +104,7 @@ class EvolutionStrategy(BaseAlgorithm):
             seed=seed,
             supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
         )
-        self.class_names = [base.__name__ for base in type(self).__mro__]  # for load(), which replaces them by the file's
+        self.class_names: list[str] = []  # load() fills in the file's
         self.n_delta = n_delta
         self.delta_std = delta_std
         self.fitness_shaping = fitness_shaping
@@ -234,6 +234,7 @@ class EvolutionStrategy(BaseAlgorithm):
             raise ValueError(f"delta_std must stay > 0, its schedule gives {delta_std}: let it end at a small number")
         return Generation(
             self.policy.parameters_to_vector().copy(),
+            self.policy.frozen,
             delta_std,
             (self._root_seed, self._n_updates, 0),
             self.policy.normalizer.statistics(),

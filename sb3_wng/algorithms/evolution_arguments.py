@@ -12,6 +12,7 @@ import numpy as np
 from sb3_wng.algorithms.arguments import check_choice, check_integers, is_finite_number
 from sb3_wng.algorithms.evolution_policies import EvolutionPolicy
 from sb3_wng.algorithms.search_direction import FITNESS_SHAPINGS
+from sb3_wng.algorithms.worker_environments import environment_maker
 from sb3_wng.behavior import make_embedding
 from sb3_wng.behavior.bonuses import DISTANCES
 
@@ -43,7 +44,9 @@ def check_evolution_arguments(model: EvolutionStrategy) -> None:
     check_choice("distance", model.distance, DISTANCES)
     check_choice("common_random_numbers", model.common_random_numbers, COMMON_RANDOM_NUMBERS)
     check_choice("backend", model.backend, BACKENDS)
-    for name in ("natural_coef", "wasserstein_coef", "log_bandwidth"):
+    if not (is_finite_number(model.log_bandwidth) and abs(model.log_bandwidth) <= 10):
+        raise ValueError(f"log_bandwidth must be a number from -10 to 10, usually 0 to 1, got {model.log_bandwidth!r}")
+    for name in ("natural_coef", "wasserstein_coef"):
         value = getattr(model, name)
         if not (is_finite_number(value) or (callable(value) and name == "wasserstein_coef")):
             raise ValueError(f"{name} must be a finite number, got {value!r}")
@@ -84,6 +87,8 @@ def check_evolution_arguments(model: EvolutionStrategy) -> None:
     if model.backend != "ray" and model.ray_address is not None:
         warnings.warn("ray_address has no effect with backend='loky': pass backend='ray'", stacklevel=5)
     check_normalization(model)
+    if model.env is not None and (model.n_jobs != 1 or model.backend != "loky"):
+        environment_maker(model.env)
 
 
 def check_normalization(model: EvolutionStrategy) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -138,6 +139,20 @@ class EvolutionPolicy(BasePolicy):
     def trained(self) -> dict[str, nn.Parameter]:
         """What strategies perturb and move, by name: frozen parameters (``requires_grad=False``) stay as they are."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    @property
+    def frozen(self) -> dict[str, NDArray[np.float32]]:
+        """Copies of the other parameters, by name."""
+        return {name: q.detach().cpu().numpy().copy() for name, q in self.named_parameters() if not q.requires_grad}
+
+    def load_frozen(self, frozen: Mapping[str, NDArray[np.float32]]) -> None:
+        """
+        :param frozen: parameters that are not trained, by name; all others are
+        """
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+            if name in frozen:
+                parameter.data.copy_(th.as_tensor(frozen[name]))
 
     def parameters_to_vector(self) -> NDArray[np.float32]:
         """The trained parameters one after the other, shape (p,)."""

@@ -68,9 +68,9 @@ def embed_reference(model: NaturalPolicyGradient) -> NDArray[np.float32]:
             check_unnormalizable(model.env, model.get_vec_normalize_env())
         blank = _blank_trajectory(model)
         if embedding is None:
-            check_dimensions(blank.actions.shape[2], points.shape[1])
+            check_dimensions(blank.actions.shape[2], points.shape[1], model.embedding)
         elif type(embedding) in EMBEDDINGS.values():
-            check_dimensions(embedding(blank).shape[1], points.shape[1])
+            check_dimensions(embedding(blank).shape[1], points.shape[1], model.embedding)
     return points
 
 

@@ -60,7 +60,8 @@ class SampleTransport(nn.Module):
             self._make_duals(x.shape[1])
         self.duals.to(x.device)  # those that were loaded were made elsewhere
         duals = [dual for dual in self.duals if isinstance(dual, DualPotentials)]
-        if all(dual.fit(*pair).converged for dual, pair in zip(duals, ((x, y), (x, x), (y, y)), strict=True)):
+        is_fitted = duals[0].fit(x, y).converged
+        if is_fitted and all(dual.fit(z, z, duals[0].gamma).converged for dual, z in zip(duals[1:], (x, y), strict=True)):
             return duals
         self.n_fallbacks += 1
         warnings.warn(
@@ -126,6 +127,7 @@ class BehaviorPenalty(nn.Module):
     """
 
     coefficient: th.Tensor
+    setting: th.Tensor
 
     def __init__(
         self,
@@ -141,6 +143,7 @@ class BehaviorPenalty(nn.Module):
     ) -> None:
         super().__init__()
         self.register_buffer("coefficient", th.tensor(float(coefficient), dtype=th.float64))
+        self.register_buffer("setting", self.coefficient.clone())  # from which an adaptive coefficient has started
         self.is_adaptive = is_adaptive
         self.distance = distance
         self.embedding = embedding
@@ -216,7 +219,7 @@ class BehaviorPenalty(nn.Module):
         unit = max(spread(th.cat([points, target])), 1e-12)
         self.standing = Standing(self.samples.value(points, target).item(), unit)
         potential = self.samples.potential(points, target)
-        return self.coefficient.to(points) * (potential - potential.mean()) / unit
+        return self.coefficient.to(points) * centered(potential) / unit
 
     def adapt(self, distance: float, target: float) -> None:
         """Raise the coefficient where behaviour moved further than ``target`` units, lower it where it moved less.
@@ -236,14 +239,28 @@ class BehaviorPenalty(nn.Module):
             destination[f"{prefix}coefficient"] = th.zeros_like(self.coefficient)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        if not (self.is_adaptive and state_dict.get(f"{prefix}coefficient", 0) > 0):
-            state_dict[f"{prefix}coefficient"] = self.coefficient  # the setting, which load() may have been given
+        was_adapted = state_dict.get(f"{prefix}coefficient", 0) > 0
+        if not (self.is_adaptive and was_adapted and state_dict[f"{prefix}setting"] == self.setting):
+            # the setting, which load() may have been given
+            state_dict.update({f"{prefix}coefficient": self.coefficient, f"{prefix}setting": self.setting})
         if not hasattr(self, "samples"):  # the distance that was saved may be another one
             for key in [key for key in state_dict if key.startswith((f"{prefix}samples.", f"{prefix}memory."))]:
                 del state_dict[key]
         elif f"{prefix}samples.n_fallbacks" not in state_dict:
-            state_dict.update(self.state_dict(prefix=prefix) | {f"{prefix}coefficient": state_dict[f"{prefix}coefficient"]})
+            known = {f"{prefix}{name}": state_dict[f"{prefix}{name}"] for name in ("coefficient", "setting")}
+            state_dict.update(self.state_dict(prefix=prefix) | known)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def centered(potential: th.Tensor) -> th.Tensor:
+    """What each window is worth against the others of its rollout, shape (n,)."""
+    if len(potential) < 2:
+        warnings.warn(
+            "a rollout is a single window of behaviour, which there is nothing to weigh against: the coefficient has no "
+            "effect. Lower embedding_horizon, or raise n_steps or the number of environments",
+            stacklevel=2,
+        )
+    return potential - potential.mean()
 
 
 def thinned(rows: th.Tensor) -> th.Tensor:
@@ -283,7 +300,8 @@ class Memory(nn.Module):
         self._is_loaded = True
 
 
-def check_dimensions(d: int, d_reference: int) -> None:
+def check_dimensions(d: int, d_reference: int, embedding: object = None) -> None:
     """:raises ValueError: for a reference of another space"""
     if d != d_reference:
-        raise ValueError(f"reference must be of the embedding's dimension, shape (m, {d}), got (m, {d_reference})")
+        name = f" for {embedding!r}" if isinstance(embedding, str) else ""
+        raise ValueError(f"reference must be of the embedding's dimension, shape (m, {d}){name}, got (m, {d_reference})")

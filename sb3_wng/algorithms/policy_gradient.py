@@ -147,7 +147,7 @@ class NaturalPolicyGradient(BoundedProgress):
             supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
             _init_setup_model=False,
         )
-        self.class_names = [base.__name__ for base in type(self).__mro__]  # for load(), which replaces them by the file's
+        self.class_names: list[str] = []  # load() fills in the file's
         self.batch_size = batch_size
         self.metric = metric
         self.step_rule = step_rule

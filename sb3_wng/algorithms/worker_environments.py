@@ -29,7 +29,7 @@ INSTEAD = {
     VecNormalize: "give the algorithm normalize_observations=True in its place",
     VecFrameStack: "wrap each environment in gymnasium.wrappers.FrameStackObservation in its place",
 }
-WHAT_TO_PASS = "pass a registered environment's id or a function that makes one"
+WHAT_TO_PASS = "pass a registered environment's id"
 
 
 def environment_maker(env: str | EnvSpec | MakeEnv | gym.Env | VecEnv) -> MakeEnv:

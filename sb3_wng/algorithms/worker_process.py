@@ -36,7 +36,6 @@ class Job(NamedTuple):
     policy_class: type[EvolutionPolicy]
     policy_arguments: dict[str, Any]
     policy_state: dict[str, torch.Tensor]
-    trained: frozenset[str]  # names of the parameters that candidates bring
     make_env: MakeEnv
     embedding: BehaviorEmbedding | None
     embedding_horizon: int | None
@@ -71,8 +70,7 @@ def pack(policy: EvolutionPolicy, make_env: MakeEnv, embedding: BehaviorEmbeddin
     :raises ValueError: for what cannot be sent to another process
     """
     state = {key: value.detach().cpu() for key, value in policy.state_dict().items()}
-    trained = frozenset(policy.trained)
-    job = Job(type(policy), policy._get_constructor_parameters(), state, trained, make_env, embedding, horizon)
+    job = Job(type(policy), policy._get_constructor_parameters(), state, make_env, embedding, horizon)
     try:
         return Package(cloudpickle.dumps(job), sys.path, foreign_specs(), os.getpid())
     except Exception as error:  # whatever a pickled object raises
@@ -92,15 +90,13 @@ def set_up(package: Package) -> str | None:
         job: Job = cloudpickle.loads(package.job)
         policy = job.policy_class(**job.policy_arguments)
         policy.load_state_dict(job.policy_state)
-        for name, parameter in policy.named_parameters():
-            parameter.requires_grad_(name in job.trained)
         policy.set_training_mode(False)
         env = _make_env(job)
         check_spaces(env, policy)
     except BaseException:
         return traceback.format_exc()
     gc.freeze()  # loky collects garbage every second; among all that was imported that takes 0.1 s
-    _state = WorkerState(job, policy, env, Generation(np.empty(0, np.float32), 0.0, (), {}, ()))
+    _state = WorkerState(job, policy, env, Generation(np.empty(0, np.float32), {}, 0.0, (), {}, ()))
     return None
 
 
@@ -116,8 +112,11 @@ def run_chunk(number: int, generation: Generation | None, candidates: Sequence[C
     if generation is not None:
         statistics = {key: np.array(value) for key, value in generation.observation_statistics.items()}
         # copies: Ray's shared memory is read-only, of which torch would warn
-        state.generation = generation._replace(parameters=np.array(generation.parameters), observation_statistics=statistics)
+        frozen = {key: np.array(value) for key, value in generation.frozen.items()}
+        parameters = np.array(generation.parameters)
+        state.generation = generation._replace(parameters=parameters, frozen=frozen, observation_statistics=statistics)
         state.generation_number = number
+        state.policy.load_frozen(state.generation.frozen)
     return [_run(state, candidate) for candidate in candidates]
 
 

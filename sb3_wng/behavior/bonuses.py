@@ -117,7 +117,15 @@ class WassersteinBonus(_Memory):
         points, previous = self._scaled(embeddings), self._scaled(self.embeddings.to(embeddings))
         if self.distance == "sinkhorn":
             return sinkhorn_potential(points, previous, self.entropic_reg, self.cost, MAX_STEPS, TOLERANCE)
-        return self._dual_potential(points, previous) - self._dual_potential(points, points)
+        # fitted from zero: the solution is a function of the samples, and there is nothing to save
+        across, within = (
+            DualPotentials(points.shape[1], self.n_features, self.entropic_reg, cost=self.cost).to(points.device)
+            for _ in range(2)
+        )
+        across.fit(points, previous)
+        within.fit(points, points, across.gamma)
+        potential: Tensor = across(points) - within(points)
+        return potential
 
     @torch.no_grad()
     def value(self, embeddings: Tensor) -> float:
@@ -137,13 +145,6 @@ class WassersteinBonus(_Memory):
         unit = (2 * varies.sum() * self.variance).sqrt() * self.saturation
         weights = torch.where(varies, 1 / unit, 0.0)
         return points * weights.to(points)
-
-    def _dual_potential(self, x: Tensor, y: Tensor) -> Tensor:
-        # fitted from zero: the solution is a function of the samples, and there is nothing to save
-        potentials = DualPotentials(x.shape[1], self.n_features, self.entropic_reg, cost=self.cost).to(x.device)
-        potentials.fit(x, y)
-        potential: Tensor = potentials(x)
-        return potential
 
 
 class NoveltyBonus(_Memory):

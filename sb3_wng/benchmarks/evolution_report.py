@@ -14,11 +14,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from scipy.stats import binomtest, bootstrap, fisher_exact
+from scipy.stats import binomtest, fisher_exact
 
 from sb3_wng.benchmarks.evolution_study import ITERATIONS_PER_RECORD, STUDIES, Study
 from sb3_wng.benchmarks.figures import save
 from sb3_wng.benchmarks.markdown import markdown
+from sb3_wng.benchmarks.scores import mean
 
 N_LAST = 10  # policies whose mean return is a run's result
 # Boxes (x, y, width, height) in metres, goals, and the range that the pictures show
@@ -43,7 +44,7 @@ def ends_past_the_wall(paths: pd.DataFrame, study: Study) -> pd.Series:
 
 
 def results_table(finals: pd.DataFrame, paths: pd.DataFrame, study: Study) -> pd.DataFrame:
-    """Methods by escapes with Wilson's interval, against ES by Fisher's exact test, returns with a bootstrap interval, and
+    """Methods by escapes with Wilson's interval, against ES by Fisher's exact test, mean returns with an interval, and
     paths that end past the wall."""
     escaped = {name: finals.loc[finals.algorithm == name, "return"] > study.escape_return for name in study.methods}
     is_past, rows = ends_past_the_wall(paths, study), {}
@@ -53,11 +54,10 @@ def results_table(finals: pd.DataFrame, paths: pd.DataFrame, study: Study) -> pd
             continue
         n_escaped, n = int(escaped[name].sum()), len(returns)
         rate = binomtest(n_escaped, n).proportion_ci(method="wilson")
-        mean = bootstrap((returns,), np.mean, rng=np.random.default_rng(0), method="percentile").confidence_interval
         rows[name] = {
             "escaped": f"{n_escaped}/{n} [{rate.low:.2f}, {rate.high:.2f}]",
             "against ES, p": "" if name == "ES" or escaped["ES"].empty else _p_value(escaped[name], escaped["ES"]),
-            "mean return": f"{returns.mean():.0f} [{mean.low:.0f}, {mean.high:.0f}]",
+            "mean return": mean([returns]).text(digits=0),
             "median": f"{np.median(returns):.0f}",
             "of those that escaped": f"{returns[escaped[name]].mean():.0f}" if n_escaped else "",
             "ends past the wall": f"{is_past[paths.algorithm == name].sum()}/{n}",
@@ -75,13 +75,14 @@ def section(folder: Path) -> str:
     parts = []
     for key, study, table in _tables(folder):
         steps = study.n_iterations * (2 * study.common["n_delta"] + 1)
+        n_recorded = study.n_iterations // ITERATIONS_PER_RECORD * ITERATIONS_PER_RECORD
         text = (
             f"`python -m sb3_wng.benchmarks.evolution_study {key}`: {study.n_iterations} iterations, {steps:,} episodes on "
-            f"{study.environment}. A run has escaped if its last {N_LAST} policies return more than {study.escape_return:.0f} "
-            "on average, exploration noise included, which no policy in the pocket does. Rates with Wilson's 95 % interval "
-            "and Fisher's exact test against ES (two-sided, not corrected for the number of methods), mean returns with a "
-            "95 % bootstrap interval. The last column counts the paths below, one noise-free episode of each run's last "
-            "policy, that end past the wall, wherever they go from there."
+            f"{study.environment}. A run has escaped if its policies {n_recorded - N_LAST + 1} to {n_recorded} return more "
+            f"than {study.escape_return:.0f} on average, exploration noise included, which no policy in the pocket does. "
+            "Rates with Wilson's 95 % interval and Fisher's exact test against ES (two-sided, not corrected for the number of "
+            "methods), mean returns with a 95 % interval. The last column counts the paths below, one noise-free episode of "
+            "each run's last policy, that end past the wall, wherever they go from there."
         )
         text = f"{text} {study.notes}".rstrip()
         figures = f"![Paths of the last policies]({key}_paths.png)\n\n![Learning curves]({key}.png)"

@@ -37,10 +37,6 @@ from sb3_wng.benchmarks.training_cost import seconds_per_step
 THRESHOLD = 0.5  # score by which methods' speed is compared, as Fig. 5 of arXiv 2010.05380 compares return per minute
 
 
-def interval(estimate: Estimate, digits: int = 2) -> str:
-    return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
-
-
 def section(experiment: Experiment, folder: Path) -> str:
     """Tables of one experiment, a sentence while no cell has all its seeds, nothing while there is no file of its runs."""
     done = finished(folder / f"{experiment.name}.csv")
@@ -80,8 +76,8 @@ def section(experiment: Experiment, folder: Path) -> str:
         )
         parts += [*table, *claim_parts(claims, claims_of_tasks(experiment, areas, others))]
         parts += [
-            f"Median minutes until returns reach a score of {THRESHOLD}, and in how many runs they do (*never*: in fewer than "
-            "half):",
+            f"Median minutes until returns reach a score of {THRESHOLD}, and in how many runs they do (*never*: in half of "
+            "them or fewer):",
             markdown(minutes_table(experiment, minutes_to(THRESHOLD, runs, experiment, read_constants(folder)))),
         ]
     for published in experiment.published:
@@ -117,7 +113,7 @@ def summary(folder: Path, methods: Sequence[str] | None = None) -> str:
 
 
 def _measure(experiment: Experiment, runs: pd.DataFrame, folder: Path) -> str:
-    cells = "each seed in parentheses" if len(experiment.seeds) < MIN_PAIRS else "95 % bootstrap intervals over seeds"
+    cells = "each seed in parentheses" if len(experiment.seeds) < MIN_PAIRS else "95 % intervals over seeds"
     if len(seconds_per_step(folder, experiment.name)):
         n_steps = training_cost.TURNS * training_cost.STEPS
         minutes = (
@@ -177,7 +173,7 @@ def score_parts(experiment: Experiment, table: pd.DataFrame) -> list[str]:
     saturating = "".join(f", of the area under the curve for {figures.short(name)}" for name in experiment.saturating)
     parts = [
         f"Scores are (return - random) / (reference - random), both from [{CONSTANTS}]({CONSTANTS}){saturating}. "
-        "Intervals are 95 % bootstrap intervals, not corrected for the number of pairs."
+        "Intervals are of 95 %: of scores from a bootstrap, of differences Student's, not corrected for the number of pairs."
     ]
     aggregates, claims = aggregate(experiment, table)
     if aggregates:
@@ -204,9 +200,9 @@ def aggregate(experiment: Experiment, table: pd.DataFrame) -> tuple[list[str], l
     columns = ["score", *(f"less {name}" for name in experiment.baselines)]
     aggregates = pd.DataFrame("", index=list(experiment.methods), columns=columns)
     for method, values in complete.items():
-        aggregates.loc[method, "score"] = interval(interquartile_mean(values))
+        aggregates.loc[method, "score"] = interquartile_mean(values).text()
     for method, baseline, estimate in paired_estimates(experiment, complete):
-        aggregates.loc[method, f"less {baseline}"] = interval(estimate)
+        aggregates.loc[method, f"less {baseline}"] = estimate.text()
     tasks = listed(map(figures.short, environments))
     return [markdown(aggregates)], [f"{tasks}: {claim}" for claim in clear_differences(experiment, complete)]
 
@@ -254,7 +250,7 @@ def clear_differences(experiment: Experiment, values: Mapping[str, list[Array]])
         compared.add(frozenset({method, baseline}))
         if is_new and estimate.is_clear:
             word = "better" if estimate.value > 0 else "worse"
-            clear.setdefault((method, word), []).append(f"{baseline} ({interval(estimate)})")
+            clear.setdefault((method, word), []).append(f"{baseline} ({estimate.text()})")
     for (method, word), others in clear.items():
         yield f"{method} is {word} than {', '.join(others)}"
 

@@ -177,7 +177,7 @@ class Pictures(BaseCallback):
         for here, there in ((0, 1), (1, 0)):
             across, within = (DualPotentials(2 * N_STEPS, entropic_reg=0.2, cost="euclidean") for _ in range(2))
             across.fit(points[here], points[there])
-            within.fit(points[here], points[here])
+            within.fit(points[here], points[here], across.gamma)
             potential = (across(walks) - within(walks)).double()
             values.append((potential - potential.mean()).numpy())
         return values

@@ -21,7 +21,7 @@ from sb3_wng.benchmarks.scores import MIN_PAIRS, mean
 from sb3_wng.benchmarks.svpg_study import N_BINS
 
 TITLES = {
-    "table": "Table 1 of Liu et al. 2017: best return of a particle (published), iterations to within 5 % of it",
+    "table": "Table 1 of Liu et al. 2017: best return of a particle (published), iterations to within 5% of it",
     "temperature": "Temperature on CartPoleSwingUp (published, read off the figure)",
     "population_size": "Population size at equal total steps, REINFORCE on CartPoleSwingUp",
     "ablations": "What SVPG is made of, REINFORCE on CartPoleSwingUp",
@@ -120,7 +120,7 @@ def differences(runs: pd.DataFrame) -> str:
             lines.append(f"- {name}: {', '.join(texts)} ({len(pairs)} seeds)")
     if not lines:
         return ""
-    title = f'Less "{CONTROL}", paired by seed, with 95 % bootstrap intervals; without the seeds that settings were tried on:'
+    title = f'Less "{CONTROL}", paired by seed, with 95 % intervals; without the seeds that settings were tried on:'
     return "\n".join([title, "", *lines])
 
 

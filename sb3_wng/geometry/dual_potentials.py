@@ -45,8 +45,9 @@ class DualPotentials(nn.Module):
     features, of dimension n + m.
 
     **Bias.** W_gamma between equal clouds is positive, and its potentials are not constant there. A debiased potential
-    is the difference of two objects, one fitted on (x, y) minus one fitted on (x, x), and then 0.2 is a better
-    ``entropic_reg`` than 0.05, as in :func:`sinkhorn_distance`.
+    is the difference of two objects, one fitted on (x, y) minus one fitted on (x, x) *with the first one's gamma*, and then
+    0.2 is a better ``entropic_reg`` than 0.05, as in :func:`sinkhorn_distance`. With a gamma of its own the second takes away
+    less than it should: a translation's potential would not be linear, and attraction would shrink the cloud, too.
 
     :param dim: d
     :param n_features: D; 100 to 300
@@ -69,6 +70,7 @@ class DualPotentials(nn.Module):
     center: Tensor  # of the samples, shape (d,)
     length_scale: Tensor  # unit of the samples, shape ()
     cost_scale: Tensor  # unit of the costs, shape ()
+    gamma: Tensor  # of the last fit, in the costs' own unit, shape ()
     n_fits: Tensor
     n_not_converged: Tensor
 
@@ -102,13 +104,15 @@ class DualPotentials(nn.Module):
         self.register_buffer("center", torch.zeros(dim, dtype=wide))
         self.register_buffer("length_scale", torch.ones((), dtype=wide))
         self.register_buffer("cost_scale", torch.ones((), dtype=wide))
+        self.register_buffer("gamma", torch.tensor(entropic_reg, dtype=wide))
         self.register_buffer("n_fits", torch.zeros((), dtype=torch.int64))
         self.register_buffer("n_not_converged", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def fit(self, x: Tensor, y: Tensor) -> DualFit:
+    def fit(self, x: Tensor, y: Tensor, gamma: Tensor | None = None) -> DualFit:
         """Maximise the dual on samples ``x`` (n, d) and ``y`` (m, d), starting from the previous fit.
 
+        :param gamma: in place of ``entropic_reg`` times their mean cost
         :return: the dual value on these samples, the number of Newton steps, and whether they sufficed; if not,
             ``n_not_converged`` counts it, and the value still is a lower bound
         :raises ValueError: for samples that are empty, not finite or of other dimensions
@@ -118,18 +122,19 @@ class DualPotentials(nn.Module):
         costs = cost_matrix(x, y, self.cost)
         mean_cost = costs.mean()
         self.cost_scale.copy_(torch.where(mean_cost > 0, mean_cost, 1.0))
+        self.gamma.copy_(self.entropic_reg * self.cost_scale if gamma is None else gamma)
         self.length_scale.copy_(self.cost_scale.sqrt() if self.cost == "sqeuclidean" else self.cost_scale)
         self.center.copy_(torch.cat([x, y]).mean(dim=0))
         features_x, features_y = self._features(x), self._features(y)
         basis = _row_basis(torch.cat([features_x, features_y]))
-        problem = _DualProblem(features_x @ basis, features_y @ basis, costs / self.cost_scale, self.entropic_reg, self.ridge)
+        problem = _DualProblem(features_x @ basis, features_y @ basis, costs / self.cost_scale, self._reg, self.ridge)
         start = self.coefficients.double() @ basis
         # The previous potentials may be worse than none once the clouds have changed altogether
         if not problem.objective(start)[0] >= problem.objective(torch.zeros_like(start))[0]:
             start = torch.zeros_like(start)
         coefficients, n_steps, converged = _newton(problem, start, self.max_steps, self.tolerance)
         u, v = problem.potentials(coefficients)
-        value, _ = _dual_value(u, v, problem.cost, self.entropic_reg)
+        value, _ = _dual_value(u, v, problem.cost, self._reg)
         # Splits the constant so that both potentials have the same mean
         self.offsets.copy_(0.5 * value - torch.stack([u.mean(), v.mean()]))
         self.coefficients.copy_(coefficients @ basis.T)
@@ -145,7 +150,7 @@ class DualPotentials(nn.Module):
         self._check(x, y)
         costs = cost_matrix(x.double(), y.double(), self.cost) / self.cost_scale
         u, v = self._potential(x, 0), self._potential(y, 1)
-        value, _ = _dual_value(u, v, costs, self.entropic_reg)
+        value, _ = _dual_value(u, v, costs, self._reg)
         return (value * self.cost_scale).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -156,6 +161,10 @@ class DualPotentials(nn.Module):
         """
         self._check(x)
         return (self._potential(x, 0) * self.cost_scale).to(x.dtype)
+
+    @property
+    def _reg(self) -> Tensor:
+        return self.gamma / self.cost_scale
 
     def _potential(self, x: Tensor, side: int) -> Tensor:
         return self._features(x) @ self.coefficients[side].double() + self.offsets[side]
@@ -190,7 +199,7 @@ class _DualProblem(NamedTuple):
     features_x: Tensor  # (n, F)
     features_y: Tensor  # (m, F)
     cost: Tensor  # (n, m), mean 1
-    reg: float
+    reg: Tensor
     ridge: float
 
     def potentials(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
@@ -239,7 +248,7 @@ def _newton(problem: _DualProblem, start: Tensor, max_steps: int, tolerance: flo
     return coefficients, max_steps, False
 
 
-def _dual_value(u: Tensor, v: Tensor, cost: Tensor, reg: float) -> tuple[Tensor, Tensor]:
+def _dual_value(u: Tensor, v: Tensor, cost: Tensor, reg: Tensor) -> tuple[Tensor, Tensor]:
     """``E[u] + E[v] - reg log E exp((u + v - c) / reg)``, shape (), and the logarithm of the plan, shape (n, m)."""
     exponent = (u[:, None] + v - cost) / reg
     log_mass = torch.logsumexp(exponent.flatten(), dim=0)

@@ -7,8 +7,11 @@ function: the gradient of the distance is :math:`E[u(f(\tau)) \nabla \log p_\the
 
     W_\epsilon(\mu, \nu) = \max_{u, v} E[u(x)] + E[v(y)] - \epsilon E\, e^{(u(x) + v(y) - c(x, y)) / \epsilon} + \epsilon.
 
-All classes here ascend that dual, whatever the sign with which the potential then enters a reward, and share one interface:
-``update`` takes samples, ``signal`` gives the potential at each sample of the first law, up to a constant.
+All classes ascend, whatever the sign with which the potential then enters a reward, and share one interface: ``update`` takes
+samples, ``signal`` gives the potential at each sample of the first law, up to a constant. :class:`KernelDual` and
+:class:`SemiDiscreteDual` ascend that dual. Those of two histograms r and c are, as in the source, of
+:math:`\min_P \langle P, M \rangle + \epsilon \sum P (\log P - 1)`, whose potential is :math:`u + \epsilon \log r`: attraction
+then also favours atoms that are visited rarely, even where both laws are the same.
 
 | class | first law | second law | of the source |
 |---|---|---|---|

@@ -88,7 +88,9 @@ def sinkhorn_potential(
 
     For samples whose derivative is unknown, because they depend on states or rewards, it is what a score-function
     estimator weighs them by: :math:`\nabla_\theta S(q_\theta, q') = E[u(X) \nabla_\theta \log q_\theta(X)]`
-    (Abdullah et al. 2018, arXiv 1802.03976). Zero where the clouds coincide; large at samples that are far from y.
+    (Abdullah et al. 2018, arXiv 1802.03976), at a fixed gamma: that gamma moves with the mean cost is left out, which is
+    nothing for a translation and a few percent between clouds of different shape. Zero where the clouds coincide; large at
+    samples that are far from y.
 
     :return: shape (n,), in units of the cost, up to a constant
     :raises ValueError: as :func:`sinkhorn_distance`, whose parameters these are

@@ -83,12 +83,13 @@ class Population(BoundedProgress):
             _init_setup_model=False,
             **kwargs,
         )
-        self.class_names = [base.__name__ for base in type(self).__mro__]  # for load(), which replaces them by the file's
+        self.class_names: list[str] = []  # load() fills in the file's
         self.algorithm_kwargs = dict(algorithm_kwargs or {})
         self.normalize_advantage = normalize_advantage
         self._names_of_means: set[str] = set()  # what is logged as a mean over the particles
         self.particle_returns: list[deque[float]] = [deque(maxlen=self._stats_window_size) for _ in range(n_particles)]
         self._running_returns = np.zeros(0)  # of the episodes that go on, (n_envs,)
+        self._is_inherited = np.zeros(0, dtype=bool)  # episodes that another policy began, which say nothing of this one
 
     @property
     def kind(self) -> Kind:
@@ -175,7 +176,9 @@ class Population(BoundedProgress):
         prepared = super()._setup_learn(*args, **kwargs)
         if self._last_obs is not before:  # the environments were reset
             self._running_returns = np.zeros(self.n_envs)
+            self._is_inherited = np.zeros(self.n_envs, dtype=bool)
         self._running_returns[self._last_episode_starts] = 0.0  # by somebody else
+        self._is_inherited[self._last_episode_starts] = False
         return prepared
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
@@ -213,6 +216,7 @@ class Population(BoundedProgress):
             callback.update_locals(locals())
             if not callback.on_step():
                 self._running_returns[dones] = 0.0
+                self._is_inherited[dones] = False
                 return False
             self._record_episodes(infos, rewards, dones)
             timeouts += [Timeout(n_steps, column, observation) for column, observation in ended]
@@ -263,8 +267,10 @@ class Population(BoundedProgress):
             info = infos[column]
             if "episode" in info:
                 self.ep_info_buffer.append(info["episode"])
-            self.particle_returns[column // width].append(info.get("episode", {"r": self._running_returns[column]})["r"])
+            if not self._is_inherited[column]:
+                self.particle_returns[column // width].append(info.get("episode", {"r": self._running_returns[column]})["r"])
             self._running_returns[column] = 0.0
+            self._is_inherited[column] = False
             if "is_success" in info:
                 self.ep_success_buffer.append(info["is_success"])
 

@@ -222,6 +222,7 @@ class SVPG(Population):
                 if value.ndim == 2:  # Adam's moments
                     value[worst] = value[best]
             self.particle_returns[worst].clear()
+            self._is_inherited[self.columns[worst]] = ~np.asarray(self._last_episode_starts)[self.columns[worst]]
 
     def _log_population(self, kernel: th.Tensor, repulsion_ratio: float, temperature: float) -> None:
         self.log_means()

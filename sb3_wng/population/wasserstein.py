@@ -16,7 +16,7 @@ from torch import nn
 
 from sb3_wng.algorithms.arguments import check_integers
 from sb3_wng.algorithms.guidance import embed_reference
-from sb3_wng.algorithms.penalty import SampleTransport, check_dimensions
+from sb3_wng.algorithms.penalty import SampleTransport, centered, check_dimensions
 from sb3_wng.algorithms.rollouts import check_finite_rollout, rollout_in_order, rollout_windows
 from sb3_wng.behavior import BehaviorEmbedding, Trajectory, make_embedding, spread
 from sb3_wng.population.arguments import (
@@ -229,7 +229,7 @@ class WassersteinPopulation(Population):
         """What each point of x (n, d) is worth for the distance from y (m, d), without unit and with mean 0; shape (n,)."""
         potential = self._transport(name).potential(x, y)
         unit = spread(th.cat([x, y]))
-        return (potential - potential.mean()) / max(unit if self.cost == "sqeuclidean" else unit**0.5, 1e-12)
+        return centered(potential) / max(unit if self.cost == "sqeuclidean" else unit**0.5, 1e-12)
 
     def _transport(self, name: str) -> SampleTransport:
         transport = self.transports[name]

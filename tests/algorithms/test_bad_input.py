@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.sac.policies import SACPolicy
 from stable_baselines3.td3.policies import TD3Policy
 
-from sb3_wng import BGPG, BGWNPG, NPG, PG, WNPG, ImplicitPolicy
+from sb3_wng import BGPG, BGWNPG, NPG, PG, WNES, WNPG, ImplicitPolicy
 from sb3_wng.behavior import FinalState
 
 ALL = (WNPG, NPG, PG, BGPG, BGWNPG)
@@ -325,6 +325,26 @@ def test_an_embedding_that_changes_its_dimension_between_rollouts_is_refused(sma
         model.learn(2 * 64)
 
 
+@pytest.mark.parametrize("value", [NAN, "1", None, 1000.0])
+def test_bandwidths_out_of_range_are_refused(small, value):
+    with pytest.raises(ValueError, match="log_bandwidth must be a number from -10 to 10"):
+        small(WNPG, metric="kernel", log_bandwidth=value)
+    with pytest.raises(ValueError, match="log_bandwidth must be a number from -10 to 10"):
+        WNES("MlpPolicy", "CartPole-v1", log_bandwidth=value)
+
+
+def test_a_single_window_is_warned_of(small):
+    settings = {"n_steps": 32, "embedding_horizon": 32, "policy_batch_size": None}
+    model = small(BGPG, "Pendulum-v1", distance="sinkhorn", embedding="final_state", **settings).learn(32)
+    with pytest.warns(UserWarning, match="a single window of behaviour.*Lower embedding_horizon"):
+        model.learn(32, reset_num_timesteps=False)
+
+
+def test_pooled_actions_are_warned_of(small):
+    with pytest.warns(UserWarning, match="distance='dual' with embedding='actions' compares the actions of all states"):
+        small(BGPG, "Pendulum-v1", distance="dual")
+
+
 def test_a_class_is_no_embedding(small):
     with pytest.raises(ValueError, match=r"not a class: pass FinalState\(\)"):
         small(WNPG, metric="kernel", embedding=FinalState)
@@ -335,6 +355,8 @@ def test_a_class_is_no_embedding(small):
     [
         ({"embedding": "final_state"}, "embedding has no effect with metric='closed_form'"),
         ({"metric": "combined", "diagonal_damping": True}, "diagonal_damping has no effect with metric='combined'"),
+        ({"max_grad_norm": 1.0}, "max_grad_norm has no effect with step_rule='trust_region'"),
+        ({"step_size": 0.2}, "step_size has no effect with step_rule='trust_region'"),
     ],
 )
 def test_what_has_no_effect_is_warned_of(small, settings, message):

@@ -13,6 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopT
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from sb3_wng import BGES, BGWNES, ES, NSRES, WNES, ImplicitPolicy
@@ -620,6 +621,26 @@ def test_a_turn_that_comes_to_nothing_leaves_the_policy_and_its_optimiser(chase)
 def test_an_embedding_at_fault_ends_training_whatever_a_failed_episode_is_worth(embedding, n_jobs):
     model = BGES("MlpPolicy", "CartPole-v1", embedding=embedding, env_failure=-1.0, n_jobs=n_jobs, **SMALL)
     with pytest.raises(ValueError, match="embedding"):
+        model.learn(500)
+
+
+class Fragile(BaseFeaturesExtractor):
+    """Fails where the pole has left the middle."""
+
+    def __init__(self, space):
+        super().__init__(space, features_dim=4)
+
+    def forward(self, x):
+        if (x[:, 2].abs() > 0.1).any():
+            raise KeyError("no such pole")
+        return x
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_a_policy_at_fault_ends_training_whatever_a_failed_episode_is_worth(n_jobs):
+    settings = {**SMALL, "policy_kwargs": {"net_arch": [4], "features_extractor_class": Fragile}}
+    model = ES("MlpPolicy", "CartPole-v1", env_failure=-1.0, n_jobs=n_jobs, **settings)
+    with pytest.raises((KeyError, ValueError), match="no such pole"):
         model.learn(500)
 
 

@@ -17,6 +17,7 @@ from sb3_wng import BGES, ES, NSRES, WNES
 from sb3_wng.algorithms import vec_env_evaluator
 from sb3_wng.algorithms.episodes import run_episode
 from sb3_wng.algorithms.evaluation import Outcome
+from sb3_wng.algorithms.meta_population import all_parameters
 from sb3_wng.behavior import make_embedding
 
 HYPERPARAMETERS = Path(__file__).parents[2] / "zoo_hyperparams"
@@ -313,19 +314,35 @@ def test_vectors_of_another_length_and_policies_without_trained_parameters_are_r
         model.learn(1)
 
 
+class Freeze(BaseCallback):
+    """Freezes a layer at the start of an iteration, and changes what is frozen."""
+
+    def _on_rollout_start(self):
+        layer = self.model.policy.layers[0].requires_grad_(False)
+        layer.weight.data.mul_(2)
+
+    def _on_step(self):
+        return True
+
+
 def test_layers_frozen_at_the_start_of_an_iteration_are_not_perturbed():
     model = ES("MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [4]}, **SMALL)
-
-    class Freeze(BaseCallback):
-        def _on_rollout_start(self):
-            self.model.policy.layers[0].requires_grad_(False)
-
-        def _on_step(self):
-            return True
-
     before = model.policy.layers[0].weight.clone()
     model.learn(1, callback=Freeze())
-    assert torch.equal(model.policy.layers[0].weight, before)
+    assert torch.equal(model.policy.layers[0].weight, 2 * before)
+
+
+@pytest.mark.parametrize(("algorithm", "settings"), [(ES, {}), (NSRES, {"n_parents": 2})], ids=["ES", "NSRES"])
+def test_workers_have_the_frozen_parameters_of_each_iteration(algorithm, settings):
+    learnt = []
+    for n_jobs in (1, 2):
+        model = algorithm("MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [4]}, n_jobs=n_jobs, **SMALL, **settings)
+        if algorithm is NSRES:  # parents have frozen layers of their own
+            model.policy.layers[0].requires_grad_(False)
+        model.learn(2_500, callback=Freeze() if algorithm is ES else None)
+        learnt.append(all_parameters(model.policy))
+    assert model._n_updates > 1
+    assert torch.equal(*learnt)
 
 
 def test_a_replaced_layer_is_trained():

@@ -117,6 +117,25 @@ def test_the_gradient_between_samples_is_that_of_the_distance(distance):
     assert at_itself.norm() < 0.02 * gradient.norm()
 
 
+@pytest.mark.parametrize("d", [1, 3])
+@pytest.mark.parametrize("shift", [0.5, 2.0, 4.0])
+@pytest.mark.parametrize("distance", SAMPLED)
+def test_a_translation_has_its_square_as_distance_and_nothing_else_to_ask_for(distance, shift, d):
+    x = torch.randn(200, d, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    y = x.detach().roll(1, dims=0) + shift * torch.eye(d)[0]
+    value = SampleTransport(distance, 0.2).value(x, y)
+    assert value.item() == pytest.approx(shift**2, rel=0.005)
+    (gradient,) = torch.autograd.grad(value, x)
+    expected = -2 * shift * torch.eye(d)[0]
+    torch.testing.assert_close(200 * gradient, expected.expand(200, d), rtol=0, atol=0.1 * shift)
+    x = x.detach()
+    potential = SampleTransport(distance, 0.2).potential(x, y)
+    terms = torch.stack([torch.ones(200), x[:, 0], x[:, 0].square()], dim=1)
+    _, slope, curvature = torch.linalg.lstsq(terms, potential[:, None]).solution[:, 0]
+    assert slope.item() == pytest.approx(-2 * shift, rel=0.01)
+    assert abs(curvature) < 0.01 * shift  # no pull towards a smaller or a larger cloud
+
+
 class Recorded(StateVisitation):
     """Keeps the observations that it has seen."""
 

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.utils import set_random_seed
+from torch.nn.utils import parameters_to_vector
 
 from sb3_wng import BGPG, BGWNPG, ES, NPG, PG, SVPG, WNES, WNPG
 
@@ -217,13 +219,16 @@ def test_constants_given_to_load_act_and_states_come_back(small, chase, reload):
     assert reload(adaptive).natural_gradient.damping.value == damping
     assert reload(adaptive).penalty.coefficient == coefficient
     assert reload(adaptive, adaptive_damping=False, cg_damping=0.3).natural_gradient.damping.value == 0.3
+    restarted = reload(adaptive, cg_damping=3.0, wasserstein_coef=7.0)
+    assert (restarted.natural_gradient.damping.value, restarted.penalty.coefficient) == (3, 7)
+    assert reload(restarted).penalty.coefficient == 7
 
 
 def test_settings_given_to_load_are_checked_as_others(small, chase, reload):
     model = small(BGPG, "Pendulum-v1")
     with pytest.raises(ValueError, match="wasserstein_coef must be a finite number"):
         reload(model, wasserstein_coef=float("nan"))
-    with pytest.raises(ValueError, match=r"dimension, shape \(m, 1\), got \(m, 2\)"):
+    with pytest.raises(ValueError, match=r"dimension, shape \(m, 1\) for 'actions', got \(m, 2\)"):
         reload(model, env=gym.make("Pendulum-v1"), distance="sinkhorn", reference=np.zeros((3, 2)))
     loaded = reload(model, env=gym.make("Pendulum-v1"), distance="sinkhorn", embedding="final_state", reference=model)
     assert loaded.penalty.coefficient == loaded.wasserstein_coef == model.wasserstein_coef > 0
@@ -242,6 +247,20 @@ def test_a_file_of_another_algorithm_is_refused_with_its_name(saved, loaded, tmp
     saved("MlpPolicy", "CartPole-v1", policy_kwargs={"net_arch": [4]}).save(tmp_path / "model")
     with pytest.raises(ValueError, match=f"of {saved.__name__}: use {saved.__name__}.load, not {loaded.__name__}.load"):
         loaded.load(tmp_path / "model", device="cpu")
+
+
+@pytest.mark.parametrize("saved", [PPO, A2C])
+@pytest.mark.parametrize("loaded", [NPG, ES, SVPG])
+def test_a_file_from_elsewhere_is_refused_and_its_policy_can_be_taken_over(saved, loaded, tmp_path):
+    settings = {"policy_kwargs": {"net_arch": [4]}, "n_steps": 64, "device": "cpu"}
+    other = saved("MlpPolicy", "CartPole-v1", **settings).learn(64)
+    other.save(tmp_path / "model")
+    with pytest.raises(ValueError, match=rf"not saved by an algorithm of sb3_wng: .* not {loaded.__name__}\.load"):
+        loaded.load(tmp_path / "model", device="cpu")
+    model = NPG("MlpPolicy", "CartPole-v1", **settings)
+    model.policy.load_state_dict(saved.load(tmp_path / "model", device="cpu").policy.state_dict())
+    assert torch.equal(parameters_to_vector(model.policy.parameters()), parameters_to_vector(other.policy.parameters()))
+    model.learn(64)
 
 
 @pytest.mark.parametrize(("saved", "loaded"), [(Own, WNPG), (WNPG, Own)])

@@ -77,7 +77,7 @@ def generation(policy, seeds, number=0):
     """A generation in antithetic pairs, one candidate per seed."""
     parameters = np.random.default_rng(5).standard_normal(len(policy.parameters_to_vector()), dtype=np.float32)
     candidates = [Candidate(i // 2, 1 - 2 * (i % 2), seed) for i, seed in enumerate(seeds)]
-    return Generation(parameters, 0.3, (7, number), policy.normalizer.statistics(), candidates)
+    return Generation(parameters, policy.frozen, 0.3, (7, number), policy.normalizer.statistics(), candidates)
 
 
 def run_here(asked, policy, env, embedding=None):
@@ -363,9 +363,14 @@ def test_environments_in_other_processes_are_made_again_from_their_specification
     assert rebuilt(env).spec.id == "Pendulum-v1"
     env.close()
     env = SubprocVecEnv([Troubled], start_method="fork")
-    with pytest.raises(ValueError, match="a function that makes one"):
+    with pytest.raises(ValueError, match="pass a registered environment's id"):
         environment_maker(env)
     env.close()
+
+
+def test_a_strategy_refuses_at_once_what_its_workers_cannot_make():
+    with pytest.raises(ValueError, match="normalize_observations=True"):
+        ES("MlpPolicy", VecNormalize(make_vec_env("CartPole-v1")), n_jobs=2)
 
 
 @pytest.mark.parametrize(
@@ -384,7 +389,7 @@ def test_environments_that_cannot_travel_are_refused_with_what_to_do():
     env = Troubled()
     env.lock = threading.Lock()
     for bad in (env, lambda: env, "NoSuchEnv-v0", 3):
-        with pytest.raises(ValueError, match="a function that makes one"):
+        with pytest.raises(ValueError, match="pass a registered environment's id"):
             environment_maker(bad)
 
 

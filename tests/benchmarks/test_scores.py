@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 pd = pytest.importorskip("pandas")
 pytest.importorskip("pybullet_envs_gymnasium")
@@ -43,18 +44,30 @@ def test_the_interquartile_mean_drops_a_quarter_at_each_end_of_all_runs():
     assert estimate.value == pytest.approx((1 + 1 + 2 + 2) / 4)
 
 
-def test_the_bootstrap_is_stratified_by_task():
-    # no spread within a task: nothing to resample, however far the tasks are apart
-    estimate = scores.mean([np.zeros(10), np.full(10, 5.0)])
+@pytest.mark.parametrize("statistic", [scores.mean, scores.interquartile_mean])
+def test_intervals_are_stratified_by_task(statistic):
+    # no spread within a task, however far the tasks are apart
+    estimate = statistic([np.zeros(10), np.full(10, 5.0)])
     assert (estimate.value, estimate.low, estimate.high) == (2.5, 2.5, 2.5)
 
 
-def test_intervals_cover_the_truth_about_as_often_as_they_say():
+@pytest.mark.parametrize("spreads", [(1.0,), (1.0, 1.0), (0.1, 1.0, 3.0)])
+def test_intervals_of_ten_seeds_cover_the_truth_as_often_as_they_say(spreads):
     covered = []
-    for _ in range(200):
-        estimate = scores.mean([RANDOM.normal(1, 1, 25), RANDOM.normal(3, 1, 25)])
-        covered.append(estimate.low <= 2 <= estimate.high)
-    assert 0.88 <= np.mean(covered) <= 0.99
+    for _ in range(4000):
+        estimate = scores.mean([RANDOM.normal(task, spread, 10) for task, spread in enumerate(spreads)])
+        covered.append(estimate.low <= (len(spreads) - 1) / 2 <= estimate.high)
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.015)
+
+
+def test_intervals_of_a_task_and_of_two_are_students_and_welchs():
+    first, second = RANDOM.normal(0, 1, 10), RANDOM.normal(1, 3, 12)
+    known = stats.ttest_1samp(first, 0).confidence_interval()
+    assert scores.mean([first])[1:3] == pytest.approx((known.low, known.high))
+    # the mean over all values is a sum of two groups' shares, as Welch's difference of two means is
+    n = 22
+    known = stats.ttest_ind(first * 10 / n, -second * 12 / n, equal_var=False).confidence_interval()
+    assert scores.mean([first, second])[1:3] == pytest.approx((known.low, known.high))
 
 
 def test_estimates_are_the_same_when_computed_again():

@@ -233,6 +233,18 @@ def test_the_worst_quarter_becomes_perturbed_copies_of_the_best(small):
     assert len(model.particle_returns[1]) == 0
 
 
+def test_an_episode_that_another_policy_began_says_nothing_of_the_copy(small):
+    model = small("pg", n_particles=4, n_steps=5)  # half an episode
+    model.learn(5 * model.n_envs)
+    for i, returns in enumerate(model.particle_returns):
+        returns.append(-float(i))
+    model._select()
+    model.learn(5 * model.n_envs, reset_num_timesteps=False)
+    assert [len(returns) for returns in model.particle_returns] == [3, 3, 3, 0]
+    model.learn(10 * model.n_envs, reset_num_timesteps=False)
+    assert [len(returns) for returns in model.particle_returns] == [5, 5, 5, 2]
+
+
 def test_selection_happens_at_its_interval(small):
     model = small("pg", n_particles=4, selection_interval=2)
     calls = []
@@ -277,6 +289,7 @@ def test_particles_learn_to_swing_up_a_little(name):
 
 def test_only_particles_that_have_finished_an_episode_are_selected(small):
     model = small("pg", n_particles=8, selection_interval=2)
+    model._setup_learn(1)
     theta = model.policy.theta.clone()
     model._select()
     assert torch.equal(model.policy.theta, theta)
