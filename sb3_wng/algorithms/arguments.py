@@ -64,7 +64,7 @@ def check_policy_gradient_arguments(model: NaturalPolicyGradient) -> None:
             raise ValueError("policy_batch_size must be None with step_rule='trust_region': its region is the whole rollout's")
     elif model.step_rule == "fixed_rate" and model.metric != "fisher" and model.normalize_advantage:
         warnings.warn(
-            "step_rule='fixed_rate' with normalize_advantage=True: normalized advantages grow as 1/spread, and so does the "
+            "step_rule='fixed_rate' with normalize_advantage=True: their gradient grows as 1/spread, and so does the "
             "step. Pass normalize_advantage=False (and scale rewards by VecNormalize), or use the trust region",
             stacklevel=5,
         )

@@ -53,8 +53,9 @@ def _closed_form_metric(model: NaturalPolicyGradient, batch: PolicyBatch, law: A
 
 def _kernel_metric(model: NaturalPolicyGradient, batch: PolicyBatch, estimate: PolicyGradient, unit: float) -> FactoredMetric:
     sample = behavior_sample(model, batch, estimate)
-    if model.embedding != "actions" and model.step_rule == "trust_region":  # not comparable with the actions' spread
-        unit = max(spread(sample.embeddings.detach()), 1e-12)
+    if model.step_rule == "trust_region":  # the variance of what is embedded, of actions at each state
+        is_action = model.embedding == "actions"
+        unit = max(batch.old_law.variance().item() if is_action else spread(sample.embeddings.detach()), 1e-12)
     n_samples = len(sample.embeddings)
     if n_samples < 2 * model.n_basis and not model._has_warned_of_few_samples:
         model._has_warned_of_few_samples = True

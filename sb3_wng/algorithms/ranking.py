@@ -199,7 +199,7 @@ class _Rollout:
         model, batch = self._model, self.whole.batch
         sampler = BehaviorSampler(model.policy, model.actor_parameters, model.observation_space, model.action_space, generator)
         if embedding == "actions":
-            return sampler.actions(batch, self._estimate), self._unit
+            return sampler.actions(batch, self._estimate), max(batch.old_law.variance().item(), 1e-12)
         if isinstance(embedding, str):
             sample = sampler.actions_and_values(batch, self._estimate)
         else:

@@ -101,7 +101,8 @@ def clip_direction(direction: th.Tensor, delta_std: float, max_grad_norm: float 
     r"""Shorten a direction to ``max_grad_norm``, and its norm before, both in units of :math:`\sqrt{p}/\sigma`.
 
     In these units the norm is the fitness that one standard deviation of the noise changes per (root mean square)
-    parameter: about (fitness' standard deviation) / (2 sqrt(P)) or more, whatever the network, its size and the noise.
+    parameter: about (fitness' standard deviation) / sqrt(2 P) where the fitness is noise, whatever the network, its size and
+    delta_std; less where the two of a pair share their luck, more where there is something to climb.
     """
     norm = direction.norm().item() * delta_std / math.sqrt(len(direction))
     is_long = max_grad_norm is not None and norm > max_grad_norm

@@ -66,9 +66,9 @@ class Perturbation:
     r"""Antithetic pairs of perturbed parameters: nothing is differentiated (eq. 14).
 
     :math:`\frac{1}{2 P \sigma} \sum_i \epsilon_i (h_m(X_{i+}) - h_m(X_{i-}))` with X_{i+-} sampled at
-    :math:`\theta \pm \sigma \epsilon_i`: an unbiased estimate of the gradient of E h_m smoothed by the noise. (As printed,
-    the equation lacks a factor of sigma.) Its error falls as sqrt(p / P), so that few directions of many parameters are
-    known; the same pairs estimate the gradient of the return.
+    :math:`\theta \pm \sigma \epsilon_i`: an unbiased estimate of the gradient of E h_m smoothed by the noise. (The paper's
+    text has perturbations of *variance* sigma, and 1 / sigma before the sum.) Its error falls as sqrt(p / P), so that few
+    directions of many parameters are known; the same pairs estimate the gradient of the return.
 
     :param noise: epsilon, standard normal, shape (P, p)
     :param delta_std: sigma > 0

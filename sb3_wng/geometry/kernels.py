@@ -69,7 +69,7 @@ def stratified_coordinates(n_basis: int, dim: int, generator: torch.Generator | 
     """``n_basis`` coordinate indices in which each of ``dim`` coordinates appears equally often (+-1).
 
     Independent draws leave some coordinates without any basis function: about 10 d of them are needed
-    where d + d(d+1)/2 stratified ones do.
+    where, for small d, d + d(d+1)/2 stratified ones do.
     """
     repeats = -(-n_basis // dim)
     rounds = [torch.randperm(dim, generator=generator, device=_device(generator)) for _ in range(repeats)]

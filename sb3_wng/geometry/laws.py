@@ -37,7 +37,13 @@ class ActionLaw(Protocol):
         """The law at some of the states."""
 
     def spread(self) -> Tensor:
-        """Half the expected squared cost between two independent actions, mean over states; shape ()."""
+        """Unit in which squared distances mean the same for every law, mean over states; shape ().
+
+        A change of W2^2 / spread is one of about twice the KL (per action dimension, where these are alike).
+        """
+
+    def variance(self) -> Tensor:
+        """Total variance of an action, one-hot where it is discrete, mean over states; shape ()."""
 
     def wasserstein_distance(self: Law, other: Law) -> Tensor:
         """Squared Wasserstein-2 distance per state, shape (n,)."""
@@ -81,7 +87,10 @@ class GaussianLaw:
         return replace(self, mean=self.mean[index], std=self.std[index])
 
     def spread(self) -> Tensor:
-        """Total variance: sum of the variances over action dimensions, mean over states."""
+        """The variance: then W2^2 / spread is twice the KL, over the number of dimensions, where only means move."""
+        return self.variance()
+
+    def variance(self) -> Tensor:
         return self.std.square().sum(dim=1).mean()
 
     def wasserstein_distance(self, other: GaussianLaw) -> Tensor:
@@ -137,14 +146,23 @@ class CategoricalLaw:
         return parts
 
     def spread(self) -> Tensor:
-        """Sum over factors of (1 - sum p^2)/2: half the probability that two independent actions differ."""
-        repeats = self.log_probs.mul(2).exp().sum(dim=1).mean()
-        return 0.5 * (len(self.sizes) - repeats)
+        """Sum over factors of (1 - sum p^2) / (K - 1), the probability that two independent actions differ over the other
+        K - 1 actions: then W2^2 / spread is twice the KL for K = 2, and for any K near equal probabilities."""
+        others = [max(size - 1, 1) for size in self.sizes]
+        return sum((v / k for v, k in zip(self._variances(), others, strict=True)), self.log_probs.new_zeros(()))
+
+    def variance(self) -> Tensor:
+        return torch.stack(self._variances()).sum()
+
+    def _variances(self) -> list[Tensor]:
+        """Of each factor's one-hot action."""
+        return [1 - factor.mul(2).exp().sum(dim=1).mean() for factor in self._factors(self.log_probs)]
 
     def wasserstein_distance(self, other: CategoricalLaw) -> Tensor:
-        """Squared distance along the straight path between the laws, (p'-p)^T L((p+p')/2)^+ (p'-p).
+        """Squared length of the straight path between the laws by the midpoint rule, (p'-p)^T L((p+p')/2)^+ (p'-p).
 
-        Agrees with the metric to second order; the geodesic itself has no closed form.
+        Agrees with the metric to second order, which is what steps and penalties are made of; the geodesic itself has no
+        closed form, and between laws that have next to nothing in common this is too short.
         """
         p, q = self.log_probs.exp(), other.log_probs.exp()
         parts = zip(self._factors(0.5 * (p + q)), self._factors(q - p), strict=True)

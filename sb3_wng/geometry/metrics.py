@@ -161,8 +161,9 @@ def wasserstein_factor(
     differentiated: wide kernels make L ill-conditioned by design, and a float32 J multiplied by S^{-1/2} would be
     noise. Only numerically zero eigenvalues (below 1e-12 of the largest) are dropped.
 
-    For an accurate metric in d dimensions about d + d(d+1)/2 basis functions and ``log_bandwidth=1`` are needed. The
-    result is a lower bound of the true metric that grows with ``n_basis``.
+    For an accurate metric in d dimensions about d + d(d+1)/2 basis functions and ``log_bandwidth=1`` are needed. With
+    infinitely many samples the result is a lower bound of the true metric, the nearer the more functions there are; with n
+    of them it is biased upwards, by score functions about M / n times the variance of the scores.
 
     :param sample: embeddings (n, d), their expectation gradient, and an optional context (n, c)
     :param n_basis: M >= 1

@@ -12,7 +12,7 @@ from torch.nn.utils import parameters_to_vector
 
 from sb3_wng.geometry import Metric
 from sb3_wng.optim.damping import Damping
-from sb3_wng.optim.steps import Evaluate, Step, StepRule, Trial
+from sb3_wng.optim.steps import Evaluate, OptimizerStep, Step, StepRule, Trial
 
 
 class StepReport(NamedTuple):
@@ -37,7 +37,7 @@ class NaturalGradient(nn.Module):
     :param damping: a number (constant) or a :class:`Damping`
     :param curvature_weight: c of the model ``f(theta + u) = f + g.u - (c/2) u^T G u`` that the reduction ratio compares
         with. 1 where G is the objective's own Gauss-Newton curvature (losses); 0 where G is a geometry and says
-        nothing about the objective's curvature (policies), so that small steps have a ratio of 1 and not of 2
+        nothing about the objective's curvature (policies)
 
     Supervised use, with the Gauss-Newton metric of a least-squares loss::
 
@@ -90,7 +90,12 @@ class NaturalGradient(nn.Module):
         :param objective: its value at the current parameters
         :param evaluate: measures a :class:`Trial` at the parameters' values of the moment
         :param length_metric: measures the step's length where ``metric`` is too rough for it; ``metric`` if ``None``
+        :raises ValueError: for a ``curvature_weight`` where the step's curvature is not G's along the direction
         """
+        if self.curvature_weight and (length_metric is not None or isinstance(self.step_rule, OptimizerStep)):
+            raise ValueError(
+                "curvature_weight must be 0 with a length_metric or an optimizer: their steps have another curvature"
+            )
         if not torch.isfinite(gradient).all():
             return self._skip()
         direction = self.direction(gradient, metric)

@@ -32,6 +32,7 @@ class Step(NamedTuple):
 
 
 REFUSED = Step(False, 0.0, None)
+ROUNDING = 1e-4  # relative, of measured distances in float32
 
 
 class StepRule(Protocol):
@@ -60,7 +61,7 @@ class TrustRegion:
     """The longest step whose squared length is ``radius``, shortened until it holds what it promises.
 
     The full step has ``scale = sqrt(radius / d^T G d)``. It is accepted as soon as the objective has improved, the
-    *measured* distance is within the radius and the divergence within its cap.
+    *measured* distance is within the radius (but for rounding) and the divergence within its cap.
 
     :param radius: largest squared length of a step; 0, where schedules end, refuses it. For KL, whose expansion is
         u^T F u / 2, twice the KL.
@@ -97,7 +98,8 @@ class TrustRegion:
         max_distance = self.radius if self.max_distance is None else self.max_distance
 
         def accept(trial: Trial) -> bool:
-            is_inside = trial.distance <= max_distance and trial.divergence <= self.max_divergence
+            # where the metric is exact, rounding would otherwise decide whether the full step is inside
+            is_inside = trial.distance <= (1 + ROUNDING) * max_distance and trial.divergence <= self.max_divergence
             return is_inside and trial.objective > objective
 
         scale = math.sqrt(self.radius / curvature)

@@ -1,5 +1,7 @@
 """Closed forms against POT, torch.distributions and dense matrices."""
 
+from dataclasses import replace
+
 import numpy as np
 import ot
 import pytest
@@ -51,14 +53,45 @@ def test_distances_vanish_only_between_equal_laws(make):
         assert (getattr(law, distance)(other) > 0).all()
 
 
-def test_spread_is_half_the_expected_squared_cost_between_two_independent_actions():
+def test_the_variance_is_that_of_actions_and_one_hot_actions():
     generator = torch.Generator().manual_seed(0)
     law = gaussian()
-    a, b = (law.mean + law.std * torch.randn(40_000, 4, 3, generator=generator, dtype=torch.float64) for _ in range(2))
-    assert law.spread().item() == pytest.approx(0.5 * (a - b).square().sum(2).mean().item(), rel=0.01)
+    actions = law.mean + law.std * torch.randn(40_000, 4, 3, generator=generator, dtype=torch.float64)
+    assert law.variance().item() == pytest.approx(actions.var(dim=0).sum(dim=1).mean().item(), rel=0.02)
     law = categorical(sizes=(3,))
-    a, b = (law.log_probs.exp().multinomial(40_000, replacement=True, generator=generator) for _ in range(2))
-    assert law.spread().item() == pytest.approx(0.5 * (a != b).double().mean().item(), rel=0.01)
+    drawn = law.log_probs.exp().multinomial(40_000, replacement=True, generator=generator)
+    one_hot = torch.nn.functional.one_hot(drawn, 3).double()
+    assert law.variance().item() == pytest.approx(one_hot.var(dim=1).sum(dim=1).mean().item(), rel=0.02)
+
+
+def coin(p):
+    return torch.tensor([p, 1 - p], dtype=torch.float64)
+
+
+LAWS = {
+    "Gaussian": (gaussian(), lambda law: replace(law, mean=law.mean + 1e-4 * law.std)),
+    **{
+        f"{len(p)} actions": (CategoricalLaw(p.log()[None], (len(p),)), lambda law: moved(law))
+        for p in (coin(0.5), coin(0.1), *(torch.full((n,), 1 / n, dtype=torch.float64) for n in (3, 6, 18)))
+    },
+}
+
+
+def moved(law):
+    """A law with slightly other probabilities."""
+    generator = torch.Generator().manual_seed(0)
+    logits = law.log_probs + 1e-3 * torch.randn(law.log_probs.shape, generator=generator, dtype=torch.float64)
+    return replace(law, log_probs=logits.log_softmax(dim=1))
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_a_distance_in_units_of_the_spread_is_twice_the_divergence_of_each_dimension(name):
+    law, change = LAWS[name]
+    if name == "Gaussian":  # the dimensions weigh alike where their spreads do
+        law = replace(law, std=torch.full_like(law.std, 0.3))
+    other = change(law)
+    distance = other.wasserstein_distance(law).mean() / law.spread()
+    assert distance.item() == pytest.approx(2 * law.kl_divergence(other).mean().item() / law.n_actions, rel=0.01)
 
 
 @pytest.mark.parametrize("size", [2, 3, 7])

@@ -23,7 +23,7 @@ class Quadratic:
     """f(theta) = b.theta - |theta|^2 / 2 with distances |theta - theta_0|^2."""
 
     def __init__(self, b=(3.0, -4.0)):
-        self.b = torch.tensor(b)
+        self.b = torch.as_tensor(b)
         self.parameters = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
 
     @property
@@ -42,9 +42,17 @@ class Quadratic:
 
 def test_trust_region_takes_the_longest_step_inside_the_radius():
     problem = Quadratic()
-    report = problem.step(NaturalGradient(TrustRegion(radius=1.0, max_distance=1.0 + 1e-6), damping=0.0))
+    report = problem.step(NaturalGradient(TrustRegion(radius=1.0), damping=0.0))
     assert report.accepted
     torch.testing.assert_close(problem.theta, torch.tensor([0.6, -0.8]))
+
+
+def test_rounding_does_not_decide_whether_the_full_step_is_inside():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        problem = Quadratic(10 + torch.randn(2, generator=generator))
+        problem.step(NaturalGradient(TrustRegion(radius=0.02), damping=0.1))
+        assert problem.theta.square().sum().item() == pytest.approx(0.02, rel=1e-4)
 
 
 def test_trust_region_backs_off_until_the_measured_distance_is_inside():
@@ -141,6 +149,16 @@ def test_reduction_ratio_tends_to_one_for_small_steps_and_is_exact_for_gauss_new
         problem = Quadratic()
         natural = NaturalGradient(FixedRate(rate, max_divergence=1e9), damping=0.0, curvature_weight=weight)
         assert problem.step(natural).reduction_ratio == pytest.approx(expected, abs=2e-3)
+
+
+def test_a_quadratic_model_is_refused_where_the_step_is_not_along_the_direction():
+    problem = Quadratic()
+    optimizer = torch.optim.SGD(problem.parameters, lr=0.01)
+    natural = NaturalGradient(OptimizerStep(optimizer), LevenbergMarquardtDamping(0.1), curvature_weight=1.0)
+    with pytest.raises(ValueError, match="curvature_weight must be 0 with a length_metric or an optimizer"):
+        problem.step(natural)
+    natural.curvature_weight = 0.0
+    assert problem.step(natural).reduction_ratio == pytest.approx(1.0, abs=1e-2)
 
 
 def test_adaptive_damping_falls_on_good_steps_and_rises_on_bad_ones():
