@@ -34,7 +34,7 @@ setup(
     install_requires=[
         "stable_baselines3>=2.9,<3.0",
         "torch>=2.8,<3.0",
-        "gymnasium>=1.0,<2.0",
+        "gymnasium>=1.1,<2.0",
         "POT>=0.9.5",
         "loky>=3.4",
     ],

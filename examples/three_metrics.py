@@ -10,6 +10,7 @@ from a few. Right: twelve steps of a fixed rate on J = -(mean - 1)^2 - std^2.
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 
 import matplotlib
 
@@ -64,7 +65,7 @@ def path(name: str, mean: float, std: float) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--output", default="three_metrics.png")
+    parser.add_argument("--output", type=Path, default=Path("three_metrics.png"))
     output = parser.parse_args().output
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
     for name, colour in COLOURS.items():
@@ -81,6 +82,7 @@ def main() -> None:
         axes.set(ylim=(0, 1.1), xlabel="mean of the action", ylabel="standard deviation")
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=120)
     print(f"Saved {output}")
 

@@ -64,12 +64,18 @@ def _with_our_schedules(preprocess: Callable[[dict[str, Any]], dict[str, Any]]) 
     """RL-Zoo's reader of ``lin_x``, which has a fixed list of arguments, for more of ours; and our schedules by name."""
     from rl_zoo3.utils import linear_schedule
 
+    def read_linear(arguments: dict[str, Any], names: Sequence[str]) -> None:
+        for name in names:
+            value = arguments.get(name)
+            if isinstance(value, str) and value.startswith("lin_"):
+                arguments[name] = linear_schedule(value.removeprefix("lin_"))
+
     @functools.wraps(preprocess)
     def with_our_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
-        for name in ("target_distance", "target_kl", "step_size", "actor_learning_rate"):
-            value = hyperparams.get(name)
-            if isinstance(value, str) and value.startswith("lin_"):
-                hyperparams[name] = linear_schedule(value.removeprefix("lin_"))
+        read_linear(hyperparams, ("target_distance", "target_kl", "step_size", "actor_learning_rate"))
+        if isinstance(particles := hyperparams.get("algorithm_kwargs"), dict):
+            hyperparams["algorithm_kwargs"] = dict(particles)  # RL-Zoo writes the given one to the run's folder
+            read_linear(hyperparams["algorithm_kwargs"], ("learning_rate", "target_distance", "target_kl"))
         for name in ("temperature", "wasserstein_coef"):
             if isinstance(hyperparams.get(name), str):
                 hyperparams[name] = _schedule(name, hyperparams[name])

@@ -152,6 +152,10 @@ def test_radii_may_fall_linearly(tmp_path):
     schedules = ExperimentManager._preprocess_schedules(dict(given))
     assert [schedules[name](0.25) for name in given] == pytest.approx([0.01, 2.5e-3, 0.1, 2.5e-4])
     assert ExperimentManager._preprocess_schedules({"target_kl": 0.1}) == {"target_kl": 0.1}
+    particles = {"target_kl": "lin_0.02", "learning_rate": "lin_1e-3", "n_critic_updates": 5}
+    read = ExperimentManager._preprocess_schedules({"algorithm_kwargs": particles})["algorithm_kwargs"]
+    assert [read["target_kl"](0.25), read["learning_rate"](0.5), read["n_critic_updates"]] == [0.005, 0.0005, 5]
+    assert particles["target_kl"] == "lin_0.02"  # what RL-Zoo writes to the run's folder
     arguments = "train --algo wnpg --env Pendulum-v1 -n 128 --eval-freq -1 --log-interval 1"
     output = launch(*arguments.split(), "-params", *SMALL, "target_kl:'lin_0.02'", "target_distance:'lin_0.04'", cwd=tmp_path)
     assert "wasserstein_distance" in output

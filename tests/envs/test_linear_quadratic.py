@@ -9,7 +9,7 @@ from sb3_wng.envs.linear_quadratic import CURVATURE, GAIN, LinearQuadraticEnv, P
 
 def test_the_regulator_is_a_gymnasium_environment_of_eight_steps():
     env = gym.make("LinearQuadratic-v0")
-    check_env(env.unwrapped, skip_render_check=True)
+    check_env(env.unwrapped)
     env.reset(seed=0)
     ends = [env.step(np.zeros(2, np.float32))[2:4] for _ in range(8)]
     assert ends == [(False, False)] * 7 + [(False, True)]
@@ -24,6 +24,25 @@ def test_the_regulators_reward_is_the_excess_of_its_cost_over_the_optimum():
         x_next = env._state
         cost = x @ Q @ x + u @ R @ u + x_next @ P @ x_next - x @ P @ x
         assert -reward == pytest.approx(cost, rel=1e-9)
+
+
+def test_the_regulator_is_drawn_as_two_points_that_come_to_the_middle():
+    env = gym.make("LinearQuadratic-v0", render_mode="rgb_array")
+    env.reset(seed=0)
+    pictures = [env.render()]
+    for _ in range(8):
+        env.step(-GAIN @ env.unwrapped._state)
+        pictures.append(env.render())
+    assert pictures[0].shape == (320, 320, 3)
+
+    def painted(picture):
+        rows, columns = np.nonzero((picture != 255).any(axis=2))
+        return np.hypot(rows - 160, columns - 160).max()
+
+    assert painted(pictures[-1]) < painted(pictures[0])
+    assert LinearQuadraticEnv().render() is None
+    with pytest.raises(ValueError, match="render_mode must be 'rgb_array'"):
+        LinearQuadraticEnv("ansi")
 
 
 def test_nothing_beats_the_regulators_optimum():
