@@ -54,11 +54,11 @@ def page(folder: Path) -> str:
 
 # Algorithms' pages, and whom they are shown beside
 COMPARED = {
-    "wnpg": ("WNPG", "WNPG, std_weight 1", "WNPG, published", "NPG", "PPO", "TRPO 2 x 512"),
-    "npg": ("NPG", "WNPG", "PPO", "TRPO", "TRPO 2 x 512"),
+    "wnpg": ("WNPG", "WNPG, std_weight 1", "WNPG, published", "NPG", "PPO", "TRPO, defaults", "TRPO 2 x 512"),
+    "npg": ("NPG", "WNPG", "PPO", "TRPO", "TRPO, defaults", "TRPO 2 x 512"),
     "pg": ("PG", "NPG", "PPO"),
-    "bgpg": ("BGPG", "BGPG-KL", "PPO", "TRPO 2 x 512"),
-    "bgwnpg": ("BGWNPG", "BGPG", "WNPG", "PPO", "TRPO 2 x 512"),
+    "bgpg": ("BGPG", "BGPG-KL", "PPO", "TRPO, defaults", "TRPO 2 x 512"),
+    "bgwnpg": ("BGWNPG", "BGPG", "WNPG", "PPO", "TRPO, defaults", "TRPO 2 x 512"),
 }
 STRATEGIES = ("es", "wnes", "bges", "bgwnes", "nsres")
 # Pages elsewhere in the repository, and the table that each has between two marks
