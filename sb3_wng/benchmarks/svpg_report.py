@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from sb3_wng.benchmarks.figures import save
 from sb3_wng.benchmarks.markdown import markdown, number
 from sb3_wng.benchmarks.scores import MIN_PAIRS, mean
-from sb3_wng.benchmarks.svpg_study import N_BINS
+from sb3_wng.benchmarks.svpg_study import ITERATIONS, N_BINS, experiments
 
 TITLES = {
     "table": "Table 1 of Liu et al. 2017: best return of a particle (published), iterations to within 5% of it",
@@ -45,7 +45,9 @@ def read_runs(path: Path) -> pd.DataFrame:
     runs have (the larger of two that are as many): runs of different lengths are not averaged."""
     rows = pd.read_csv(path)
     kinds = rows.groupby(["environment", kind_of(rows.algorithm)], sort=False)
-    return pd.concat([of_kind[of_kind.share == _usual_share(of_kind)] for _, of_kind in kinds]).sort_index()
+    chosen = pd.concat([of_kind[of_kind.share == _usual_share(of_kind)] for _, of_kind in kinds]).sort_index()
+    tasks = list(ITERATIONS)  # in whose order tables and figures are, whichever runs were made first
+    return chosen.sort_values("environment", key=lambda names: names.map(tasks.index), kind="stable")
 
 
 def _usual_share(rows: pd.DataFrame) -> float:
@@ -85,7 +87,8 @@ def table_of_tasks(runs: pd.DataFrame) -> pd.DataFrame:
         spread = f" +- {number(group.best.std())}" if len(group) > 1 else ""
         cell = f"{number(group.best.mean())}{spread}{known}, {group.iterations.mean():.0f} it."
         cells.setdefault(_short(environment), {})[name] = cell
-    return pd.DataFrame(cells).fillna("")
+    rows = [name for name in experiments()["table"] if any(name in of_task for of_task in cells.values())]
+    return pd.DataFrame(cells, index=rows).fillna("")
 
 
 def tasks_table(folder: Path) -> str:
