@@ -56,6 +56,15 @@ def played_samples(model: NaturalPolicyGradient, actions: th.Tensor) -> th.Tenso
     return played_actions(actions.tanh() if model.policy.squash_output else actions, model.policy, model.action_space)
 
 
+def keep_given_starts(model: NaturalPolicyGradient) -> None:
+    """Leave what an adaptive damping or coefficient had become in the file if ``load()`` was given another start for it."""
+    starts = {"cg_damping": model.cg_damping, "wasserstein_coef": model.wasserstein_coef}
+    given = {name for name, start in starts.items() if model.adapted_from.get(name, start) != start}
+    model.natural_gradient.damping.keeps_setting = "cg_damping" in given
+    model.behavior_penalty.keeps_setting = "wasserstein_coef" in given
+    model.adapted_from = starts
+
+
 def embed_reference(model: NaturalPolicyGradient) -> NDArray[np.float32]:
     """The reference as points, checked against the model's environment.
 

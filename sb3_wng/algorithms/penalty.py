@@ -127,7 +127,6 @@ class BehaviorPenalty(nn.Module):
     """
 
     coefficient: th.Tensor
-    setting: th.Tensor
 
     def __init__(
         self,
@@ -143,7 +142,7 @@ class BehaviorPenalty(nn.Module):
     ) -> None:
         super().__init__()
         self.register_buffer("coefficient", th.tensor(float(coefficient), dtype=th.float64))
-        self.register_buffer("setting", self.coefficient.clone())  # from which an adaptive coefficient has started
+        self.keeps_setting = False  # whether the next state that is loaded leaves the coefficient as it is
         self.is_adaptive = is_adaptive
         self.distance = distance
         self.embedding = embedding
@@ -240,15 +239,14 @@ class BehaviorPenalty(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         was_adapted = state_dict.get(f"{prefix}coefficient", 0) > 0
-        if not (self.is_adaptive and was_adapted and state_dict[f"{prefix}setting"] == self.setting):
-            # the setting, which load() may have been given
-            state_dict.update({f"{prefix}coefficient": self.coefficient, f"{prefix}setting": self.setting})
+        if self.keeps_setting or not (self.is_adaptive and was_adapted):
+            state_dict[f"{prefix}coefficient"] = self.coefficient  # the setting, which load() may have been given
+        self.keeps_setting = False
         if not hasattr(self, "samples"):  # the distance that was saved may be another one
             for key in [key for key in state_dict if key.startswith((f"{prefix}samples.", f"{prefix}memory."))]:
                 del state_dict[key]
         elif f"{prefix}samples.n_fallbacks" not in state_dict:
-            known = {f"{prefix}{name}": state_dict[f"{prefix}{name}"] for name in ("coefficient", "setting")}
-            state_dict.update(self.state_dict(prefix=prefix) | known)
+            state_dict.update(self.state_dict(prefix=prefix) | {f"{prefix}coefficient": state_dict[f"{prefix}coefficient"]})
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

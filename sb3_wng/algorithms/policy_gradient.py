@@ -26,7 +26,7 @@ from sb3_wng.algorithms.action_laws import action_law, actor_and_critic_paramete
 from sb3_wng.algorithms.arguments import check_policy_gradient_arguments, check_saved_class, make_schedule, minibatch_size
 from sb3_wng.algorithms.critic import fit_critic
 from sb3_wng.algorithms.evolution_policies import SPECIAL_POLICIES
-from sb3_wng.algorithms.guidance import begin_penalty, embed_reference, end_penalty, make_penalty
+from sb3_wng.algorithms.guidance import begin_penalty, embed_reference, end_penalty, keep_given_starts, make_penalty
 from sb3_wng.algorithms.penalty import BehaviorPenalty
 from sb3_wng.algorithms.policy_metrics import policy_metrics
 from sb3_wng.algorithms.progress import BoundedProgress
@@ -177,6 +177,7 @@ class NaturalPolicyGradient(BoundedProgress):
         self.n_penalized_epochs = n_penalized_epochs
         self.actor_learning_rate = actor_learning_rate
         self.normalize_advantage = normalize_advantage
+        self.adapted_from: dict[str, float] = {}  # where damping and coefficient started; load() fills in the file's
         self._has_warned_of_few_samples = False
         self._trainable: list[th.nn.Parameter] = []
         self.plain_rewards: np.ndarray | None = None  # of a rollout, (n_steps, n_envs)
@@ -192,13 +193,13 @@ class NaturalPolicyGradient(BoundedProgress):
         self.step_size_schedule = make_schedule(self.step_size)
         self.target_distance_schedule = make_schedule(self.target_distance)
         self.target_kl_schedule = make_schedule(math.inf if self.target_kl is None else self.target_kl)
-        damping: Damping = Damping(self.cg_damping)
-        if self.adaptive_damping:
-            damping = LevenbergMarquardtDamping(self.cg_damping, interval=int(self.adaptive_damping))
+        interval = int(self.adaptive_damping)
+        damping = LevenbergMarquardtDamping(self.cg_damping, interval=interval) if interval else Damping(self.cg_damping)
         self.natural_gradient = NaturalGradient(self._make_step_rule(), damping)
         seed = self.seed if self.uses_kernel else 0  # there whatever the metric, so that load() can change it
         self.kernel_metric = KernelWassersteinMetric(self.n_basis, self.log_bandwidth, self.diagonal_damping, seed)
         self.behavior_penalty = make_penalty(self)
+        keep_given_starts(self)
 
     def _split_parameters(self) -> None:
         """Tell the actor's parameters from the critic's, again where some were frozen, unfrozen or replaced since."""

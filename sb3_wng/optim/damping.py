@@ -17,24 +17,23 @@ class Damping(nn.Module):
 
     adaptive = False  # whether steps must be measured for its sake
     value: Tensor
-    setting: Tensor  # from which an adaptive value has started
+    keeps_setting = False  # whether the next state that is loaded leaves the value as it is
 
     def __init__(self, value: float = 0.1) -> None:
         super().__init__()
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"damping must be a finite number >= 0, got {value}")
         self.register_buffer("value", torch.tensor(float(value), dtype=torch.float64))
-        self.register_buffer("setting", self.value.clone())
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # A constant is a setting and not a state; so is the first value, where what was saved was constant or began elsewhere
-        was_adaptive = f"{prefix}best_ratio" in state_dict
-        if not (self.adaptive and was_adaptive and state_dict.get(f"{prefix}setting") == self.setting):
+        # A constant is a setting and not a state; so is the first value, where what was saved was constant
+        if not self.adaptive or self.keeps_setting or f"{prefix}best_ratio" not in state_dict:
             state_dict.update({f"{prefix}{name}": value for name, value in self.named_buffers()})
         if not self.adaptive:
             for name in ("best_ratio", "n_since"):
                 state_dict.pop(f"{prefix}{name}", None)
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self.keeps_setting = False
 
     def update(self, reduction_ratio: float) -> None:
         """Called after each step with what it gained relative to the quadratic model's prediction."""
