@@ -46,8 +46,7 @@ def check_policy_gradient_arguments(model: NaturalPolicyGradient) -> None:
     check_integers(model, adaptive_damping=0)
     check_positive(model, "target_distance", "target_kl", "step_size", "std_weight", "max_grad_norm")
     check_fractions(model, "gamma", "gae_lambda")
-    if not (is_finite_number(model.log_bandwidth) and abs(model.log_bandwidth) <= 10):
-        raise ValueError(f"log_bandwidth must be a number from -10 to 10, usually 0 to 1, got {model.log_bandwidth!r}")
+    check_log_bandwidth(model.log_bandwidth)
     if not (is_finite_number(model.cg_damping) and model.cg_damping >= 0):
         raise ValueError(f"cg_damping must be a finite number >= 0, got {model.cg_damping}")
     if model.cg_damping == 0 and (model.metric == "kernel" or model.adaptive_damping):
@@ -64,8 +63,8 @@ def check_policy_gradient_arguments(model: NaturalPolicyGradient) -> None:
             raise ValueError("policy_batch_size must be None with step_rule='trust_region': its region is the whole rollout's")
     elif model.step_rule == "fixed_rate" and model.metric != "fisher" and model.normalize_advantage:
         warnings.warn(
-            "step_rule='fixed_rate' with normalize_advantage=True: their gradient grows as 1/spread, and so does the "
-            "step. Pass normalize_advantage=False (and scale rewards by VecNormalize), or use the trust region",
+            "step_rule='fixed_rate' with normalize_advantage=True: the gradient of such advantages grows as 1/spread, and so "
+            "does the step. Pass normalize_advantage=False (and scale rewards by VecNormalize), or use the trust region",
             stacklevel=5,
         )
     if model.env is not None:
@@ -82,7 +81,10 @@ def check_kernel_samples(model: NaturalPolicyGradient, n_steps: int, n_envs: int
 
 
 def check_saved_class(model: Any) -> None:
-    """:raises ValueError: in ``load()``, for a file of another algorithm, whose arguments would be taken for this one's"""
+    """Note a new model's class for its file.
+
+    :raises ValueError: in ``load()``, for a file of another algorithm, whose arguments would be taken for this one's
+    """
     own = [base.__name__ for base in type(model).__mro__]
     if not model.class_names and model.num_timesteps > 0:
         raise ValueError(
@@ -184,6 +186,12 @@ def check_penalty(model: NaturalPolicyGradient) -> None:
 def is_finite_number(value: Any) -> bool:
     """Whether ``value`` is a real number and neither NaN nor infinite."""
     return isinstance(value, numbers.Real) and math.isfinite(value)
+
+
+def check_log_bandwidth(value: Any) -> None:
+    """:raises ValueError: for what is no exponent of ten that a bandwidth can have"""
+    if not (is_finite_number(value) and abs(value) <= 10):
+        raise ValueError(f"log_bandwidth must be a number from -10 to 10, usually 0 to 1, got {value!r}")
 
 
 def check_choice(name: str, value: Any, accepted: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sb3_wng.algorithms.arguments import check_choice, check_integers, is_finite_number
+from sb3_wng.algorithms.arguments import check_choice, check_integers, check_log_bandwidth, is_finite_number
 from sb3_wng.algorithms.evolution_policies import EvolutionPolicy
 from sb3_wng.algorithms.search_direction import FITNESS_SHAPINGS
 from sb3_wng.algorithms.worker_environments import environment_maker
@@ -44,8 +44,7 @@ def check_evolution_arguments(model: EvolutionStrategy) -> None:
     check_choice("distance", model.distance, DISTANCES)
     check_choice("common_random_numbers", model.common_random_numbers, COMMON_RANDOM_NUMBERS)
     check_choice("backend", model.backend, BACKENDS)
-    if not (is_finite_number(model.log_bandwidth) and abs(model.log_bandwidth) <= 10):
-        raise ValueError(f"log_bandwidth must be a number from -10 to 10, usually 0 to 1, got {model.log_bandwidth!r}")
+    check_log_bandwidth(model.log_bandwidth)
     for name in ("natural_coef", "wasserstein_coef"):
         value = getattr(model, name)
         if not (is_finite_number(value) or (callable(value) and name == "wasserstein_coef")):

@@ -89,7 +89,8 @@ def sinkhorn_potential(
     For samples whose derivative is unknown, because they depend on states or rewards, it is what a score-function
     estimator weighs them by: :math:`\nabla_\theta S(q_\theta, q') = E[u(X) \nabla_\theta \log q_\theta(X)]`
     (Abdullah et al. 2018, arXiv 1802.03976), at a fixed gamma: that gamma moves with the mean cost is left out, which is
-    nothing for a translation and a few percent between clouds of different shape. Zero where the clouds coincide; large at
+    nothing for a translation and, between clouds of different shape, about 5 % under the squared cost and 15 to 25 % under
+    the other two, in nearly the same direction. Zero where the clouds coincide; large at
     samples that are far from y.
 
     :return: shape (n,), in units of the cost, up to a constant

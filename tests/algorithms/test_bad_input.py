@@ -91,7 +91,7 @@ def test_minibatches_are_refused_in_a_trust_region_which_must_hold_on_the_whole_
 
 
 def test_a_fixed_rate_on_normalised_advantages_is_warned_of(small):
-    with pytest.warns(UserWarning, match="their gradient grows as 1/spread"):
+    with pytest.warns(UserWarning, match="the gradient of such advantages grows as 1/spread"):
         small(WNPG, step_rule="fixed_rate", normalize_advantage=True)
 
 
