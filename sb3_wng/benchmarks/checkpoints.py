@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import random
 import re
 from collections.abc import Iterator
@@ -23,6 +24,25 @@ def replace_file(path: Path, content: bytes) -> None:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     unfinished.write_bytes(content)
     os.replace(unfinished, path)
+
+
+def write_checkpoint(path: Path, made_by: str, state: Any) -> None:
+    """Write what a run needs to go on.
+
+    :param made_by: who runs, and with which settings
+    """
+    replace_file(path, pickle.dumps((made_by, state)))
+
+
+def read_checkpoint(path: Path, made_by: str) -> Any:
+    """What :func:`write_checkpoint` wrote.
+
+    :raises ValueError: for a checkpoint of another run, or of other settings
+    """
+    found, state = pickle.loads(path.read_bytes())
+    if found != made_by:
+        raise ValueError(f"{path} was made by {found}, and not by {made_by}: delete it to begin anew")
+    return state
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import io
 import math
-import pickle
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -35,7 +34,7 @@ from torch import Tensor, nn
 
 from sb3_wng import BGES, BGWNES, ES, NSRES, WNES
 from sb3_wng.algorithms import EvolutionStrategy
-from sb3_wng.benchmarks.checkpoints import file_name, replace_file, saved
+from sb3_wng.benchmarks.checkpoints import file_name, read_checkpoint, saved, write_checkpoint
 from sb3_wng.benchmarks.pool import run_pending
 from sb3_wng.benchmarks.records import RESULTS, WORK, append_records, read_records
 
@@ -223,14 +222,14 @@ class ParentReturns(KVWriter):
 class Checkpoints(BaseCallback):
     """Leaves the model and the returns so far between iterations."""
 
-    def __init__(self, path: Path, returns: ParentReturns) -> None:
+    def __init__(self, path: Path, made_by: str, returns: ParentReturns) -> None:
         super().__init__()
-        self.path, self.returns = path, returns
+        self.path, self.made_by, self.returns = path, made_by, returns
 
     def _on_rollout_start(self) -> None:
         n_iterations = len(self.returns.rows)
         if n_iterations > 0 and n_iterations % ITERATIONS_PER_CHECKPOINT == 0:
-            replace_file(self.path, pickle.dumps((saved(self.model), self.returns.rows)))
+            write_checkpoint(self.path, self.made_by, (saved(self.model), self.returns.rows))
 
     def _on_step(self) -> bool:
         return True
@@ -240,9 +239,14 @@ def make_environments(study: Study) -> VecEnv:
     return make_vec_env(study.environment, N_COLUMNS)
 
 
-def make_model(study: Study, name: str, seed: int) -> EvolutionStrategy:
+def settings(study: Study, name: str) -> dict[str, Any]:
+    """Arguments of a method's algorithm."""
     method = study.methods[name]
-    arguments = {**study.common, **({} if method.algorithm is ES else study.behavior), **method.arguments}
+    return {**study.common, **({} if method.algorithm is ES else study.behavior), **method.arguments}
+
+
+def make_model(study: Study, name: str, seed: int) -> EvolutionStrategy:
+    method, arguments = study.methods[name], settings(study, name)
     model = method.algorithm("ToeplitzPolicy", make_environments(study), seed=seed, **arguments)
     if method.is_released:
         model.wasserstein_bonus = ReleasedNovelty(model.observation_space.shape[0], model.n_previous, seed=seed)  # type: ignore[index, assignment]
@@ -281,15 +285,16 @@ def run(
     torch.set_num_threads(1)
     study = STUDIES[key]
     checkpoint = checkpoint_path(work, key, name, seed)
+    made_by = repr((key, name, seed, study.n_iterations, settings(study, name)))
     if checkpoint.exists():
-        content, rows = pickle.loads(checkpoint.read_bytes())
+        content, rows = read_checkpoint(checkpoint, made_by)
         model = study.methods[name].algorithm.load(io.BytesIO(content), env=make_environments(study))
     else:
         model, rows = make_model(study, name, seed), []
     returns = ParentReturns(rows)
     model.set_logger(Logger(None, [returns]))
     steps = study.n_iterations * (2 * study.common["n_delta"] + 1) * gym.spec(study.environment).max_episode_steps
-    callback = None if study.methods[name].is_released else Checkpoints(checkpoint, returns)
+    callback = None if study.methods[name].is_released else Checkpoints(checkpoint, made_by, returns)
     model.learn(steps - model.num_timesteps, callback, reset_num_timesteps=False)
     origin = {"experiment": key, "algorithm": name, "environment": study.environment, "seed": seed}
     return [{**origin, **record} for record in returns.records()], {**origin, **follow(model, study.environment, seed)}

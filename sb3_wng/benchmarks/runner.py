@@ -25,7 +25,15 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_wng.benchmarks.checkpoints import file_name, generator_states, replace_file, saved, set_generator_states
+from sb3_wng.benchmarks.checkpoints import (
+    file_name,
+    generator_states,
+    read_checkpoint,
+    replace_file,
+    saved,
+    set_generator_states,
+    write_checkpoint,
+)
 from sb3_wng.benchmarks.models import Experiment, algorithm_class, make_env, make_model, settings
 from sb3_wng.benchmarks.records import append_records, read_records
 
@@ -96,14 +104,13 @@ def clock() -> Seconds:
 
 def save_checkpoint(run: Run, model: BaseAlgorithm, episodes: list[Episode], seconds: Seconds) -> None:
     state = {
-        "run": run.description,
         "model": saved(model),
         "normalization": pickle.dumps(model.get_vec_normalize_env()),
         "episodes": episodes,
         "seconds": seconds,
         "generators": generator_states(),
     }
-    replace_file(run.folder / "checkpoint", pickle.dumps(state))
+    write_checkpoint(run.folder / "checkpoint", run.description, state)
 
 
 def load_checkpoint(run: Run) -> tuple[BaseAlgorithm, list[Episode], Seconds]:
@@ -111,10 +118,7 @@ def load_checkpoint(run: Run) -> tuple[BaseAlgorithm, list[Episode], Seconds]:
 
     :raises ValueError: for a checkpoint of another run, or of other settings
     """
-    path = run.folder / "checkpoint"
-    state = pickle.loads(path.read_bytes())
-    if state.get("run") != run.description:
-        raise ValueError(f"{path} was made by {state.get('run')}, and not by {run.description}: delete it to begin anew")
+    state = read_checkpoint(run.folder / "checkpoint", run.description)
     arguments = settings(run.experiment, run.algorithm, run.environment)
     env = make_env(run.environment, arguments, seed=run.seed)
     statistics: VecNormalize | None = pickle.loads(state["normalization"])

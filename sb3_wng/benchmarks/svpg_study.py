@@ -17,7 +17,6 @@ import argparse
 import io
 import itertools
 import math
-import pickle
 import sys
 import time
 from collections.abc import Mapping
@@ -32,7 +31,14 @@ from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
-from sb3_wng.benchmarks.checkpoints import file_name, generator_states, replace_file, saved, set_generator_states
+from sb3_wng.benchmarks.checkpoints import (
+    file_name,
+    generator_states,
+    read_checkpoint,
+    saved,
+    set_generator_states,
+    write_checkpoint,
+)
 from sb3_wng.benchmarks.cross_entropy import CrossEntropy
 from sb3_wng.benchmarks.pool import run_pending
 from sb3_wng.benchmarks.records import RESULTS, WORK, append_records, read_records, write_records
@@ -158,12 +164,13 @@ class Curve(BaseCallback):
 
     :param n_iterations: rollouts of the run
     :param checkpoint: file that is written every ``ITERATIONS_PER_CHECKPOINT`` rollouts; ``None``: no checkpoints
+    :param made_by: the run's settings, without which a checkpoint does not go on
     """
 
-    def __init__(self, n_iterations: int, checkpoint: Path | None = None) -> None:
+    def __init__(self, n_iterations: int, checkpoint: Path | None = None, made_by: str = "") -> None:
         super().__init__()
         self.interval = max(1, n_iterations // N_RECORDS)
-        self.checkpoint = checkpoint
+        self.checkpoint, self.made_by = checkpoint, made_by
         self.n_rollouts = 0
         self.records: list[dict[str, object]] = []
         self._logged: dict[str, Any] = {}
@@ -184,11 +191,13 @@ class Curve(BaseCallback):
         if self.checkpoint is not None and self.n_rollouts > 0 and self.n_rollouts % ITERATIONS_PER_CHECKPOINT == 0:
             logged = dict(self.logger.name_to_value)  # of the last update, for the record at the end of this rollout
             curve = self.n_rollouts, self.records, self.seconds, logged
-            replace_file(self.checkpoint, pickle.dumps((saved(self.model), self.training_env, generator_states(), curve)))
+            state = saved(self.model), self.training_env, generator_states(), curve
+            write_checkpoint(self.checkpoint, self.made_by, state)
 
-    def resume(self, checkpoint: Path) -> SVPG:
+    def resume(self) -> SVPG:
         """Continue a run's curve; its population, in environments that stand where they stood."""
-        content, env, generators, curve = pickle.loads(checkpoint.read_bytes())
+        assert self.checkpoint is not None
+        content, env, generators, curve = read_checkpoint(self.checkpoint, self.made_by)
         self.n_rollouts, self.records, (wall, cpu), self._logged = curve
         self._start = self._start[0] - wall, self._start[1] - cpu
         model = SVPG.load(io.BytesIO(content), env=env, device="cpu", force_reset=False)
@@ -264,11 +273,11 @@ def run(
     setting = experiments()[experiment][name]
     n_iterations = max(1, round(ITERATIONS[environment] * share))
     checkpoint = checkpoint_path(work, experiment, name, environment, seed, share)
-    curve = Curve(n_iterations, checkpoint)
+    curve = Curve(n_iterations, checkpoint, made_by=repr((environment, seed, n_iterations, setting)))
     if setting.is_cross_entropy:
         evolve(setting, environment, seed, curve, n_iterations)
     else:
-        model = curve.resume(checkpoint) if checkpoint.exists() else make_model(setting, environment, seed)
+        model = curve.resume() if checkpoint.exists() else make_model(setting, environment, seed)
         rest = n_iterations * N_STEPS * setting.n_columns - model.num_timesteps
         model.learn(rest, curve, log_interval=n_iterations + 1, reset_num_timesteps=False)
         if models is not None:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.logger import configure
 from torch.nn.utils import parameters_to_vector
 
 from sb3_wng import BGPG, BGWNPG, NPG, PG, WNPG
@@ -78,19 +77,6 @@ def build(request):
 def weights():
     """The parameters of a model's policy, as one vector."""
     return lambda model: parameters_to_vector(model.policy.parameters()).detach()
-
-
-@pytest.fixture
-def fill():
-    """Collect one rollout, as ``learn`` would, and leave the model ready for ``train()``."""
-
-    def collect(model):
-        _, callback = model._setup_learn(model.n_steps * model.n_envs)
-        model.set_logger(configure(None, []))
-        assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
-        return model
-
-    return collect
 
 
 @pytest.fixture

@@ -69,6 +69,12 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(tiny, tmp_path, monkeypat
     monkeypatch.setattr(ParentReturns, "write", fail_after_six)
     with pytest.raises(KeyboardInterrupt):
         evolution_study.run("point_wall", "ES", 0, interrupted)
+    study = evolution_study.STUDIES["point_wall"]
+    common = {**study.common, "delta_std": 0.2}
+    with monkeypatch.context() as patch:
+        patch.setitem(evolution_study.STUDIES, "point_wall", dataclasses.replace(study, common=common))
+        with pytest.raises(ValueError, match=r"was made by .*, and not by .*'delta_std': 0.2.*: delete it to begin anew"):
+            evolution_study.run("point_wall", "ES", 0, interrupted)
     calls = []
     monkeypatch.setattr(ParentReturns, "write", lambda self, *arguments: (calls.append(1), write(self, *arguments)))
     resumed, resumed_path = evolution_study.run("point_wall", "ES", 0, interrupted)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.logger import configure
 
 from sb3_wng import PG, SVPG
 
@@ -70,19 +69,6 @@ def small():
 def algorithm(request):
     """Each algorithm in turn."""
     return request.param
-
-
-@pytest.fixture
-def fill():
-    """Collect one rollout, as ``learn`` would, and leave the population ready for ``train()``."""
-
-    def collect(model):
-        _, callback = model._setup_learn(model.n_steps * model.n_envs)
-        model.set_logger(configure(None, []))
-        assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
-        return model
-
-    return collect
 
 
 @pytest.fixture

@@ -100,6 +100,11 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(change, tiny, tmp_path, m
     monkeypatch.setattr(svpg_study.Curve, "record", record)
     assert svpg_study.checkpoint_path(tmp_path, *key).exists()
     monkeypatch.setattr(svpg_study, "make_model", None)  # not started again
+    changed = replace(setting, arguments={**arguments, "learning_rate": 0.5})
+    with monkeypatch.context() as patch:
+        patch.setattr(svpg_study, "experiments", lambda: {"table": {"svpg": changed}})
+        with pytest.raises(ValueError, match=r"was made by .*, and not by .*'learning_rate': 0.5.*: delete it to begin anew"):
+            svpg_study.run(*key, None, tmp_path)
     resumed = svpg_study.run(*key, None, tmp_path)
     assert len(resumed) == 4
     for one, other in zip(undisturbed, resumed, strict=True):
