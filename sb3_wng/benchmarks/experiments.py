@@ -116,7 +116,7 @@ BASELINE_SETTINGS = Experiment(
     "baseline_settings",
     "PPO's learning rate (3e-4 is SB3's default), TRPO's radius with a rollout of 2 x 512 steps (a mean KL of 0.01 is "
     "Contrib's default, and RL-Zoo's), and the learning rate of the published WNPG (5e-5 in its code; the paper "
-    "sweeps it), on tasks and seeds that our methods were tuned on, too, and that the comparison above does not report.",
+    "sweeps these four), on tasks and seeds that our methods were tuned on, too, and that the comparison above does not report.",
     {
         **{f"PPO rate {rate}": Method("PPO", None, {"learning_rate": rate}) for rate in (0.0001, 0.0003, 0.001)},
         **{
@@ -125,7 +125,7 @@ BASELINE_SETTINGS = Experiment(
         },
         **{
             f"WNPG, published, rate {rate}": Method("WNPG", "published/wnpg", {"learning_rate": rate})
-            for rate in (0.00005, 0.0001, 0.0003)
+            for rate in (0.00001, 0.00005, 0.0001, 0.0003)
         },
     },
     dict.fromkeys((CHEETAH, PENDULUM), 200_000),
