@@ -38,7 +38,9 @@ def collect_trajectories(
     :param n_steps: over all environments, about
     :param horizon: steps of a window, at most; windows end with their episode
     :param deterministic: whether the model acts without exploration noise
-    :param seed: of the environment's start states and of the actions' noise; ``None``: as chance has it
+    :param seed: of the environment's start states and of the actions' noise; ``None``: as chance has it. What the model draws
+        afterwards is as if nothing had been drawn here; its environment goes on from a seed of its own, another one at every
+        stage of training
     :return: windows with observations, actions and rewards as the environment gives and gets them, not normalised
     :raises ValueError: for a model without an environment, less than one step, or frames stacked after normalisation
     """
@@ -77,11 +79,12 @@ def collect_trajectories(
 
 @contextmanager
 def _seeded(model: BaseAlgorithm, env: VecEnv, seed: int | None) -> Iterator[None]:
-    """All random numbers that an environment and a model's actions draw, from a seed; others' go on as if nothing had been."""
+    """All random numbers that an environment and a model's actions draw, from a seed; the model's go on as they would have."""
     if seed is None:
         yield
         return
     numpy_state = np.random.get_state()  # noqa: NPY002  # DQN draws from it
+    space_state = model.action_space.np_random.bit_generator.state  # so do SAC and TD3, before learning_starts
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         try:
             np.random.seed(seed)  # noqa: NPY002
@@ -91,6 +94,9 @@ def _seeded(model: BaseAlgorithm, env: VecEnv, seed: int | None) -> Iterator[Non
             yield
         finally:
             np.random.set_state(numpy_state)  # noqa: NPY002
+            model.action_space.np_random.bit_generator.state = space_state
+            # an environment's own state is out of reach; training must not start from the same states after every call
+            env.seed(int(np.random.SeedSequence([seed, model.num_timesteps]).generate_state(1)[0] >> 1))
 
 
 def _innermost(env: VecEnv) -> set[int]:
@@ -215,6 +221,11 @@ def _cut(trajectory: Trajectory, horizon: int) -> Iterator[Trajectory]:
     n_steps = len(rewards)
     if n_steps == 0:
         raise ValueError("reference: every Trajectory needs at least one step")
+    if len(observations) != n_steps or len(actions) != n_steps:
+        raise ValueError(
+            f"reference: a Trajectory has {len(observations)} observations, {len(actions)} actions and {n_steps} rewards: "
+            "give one of each per step, without the observation after the last action"
+        )
     for start in range(0, n_steps, horizon):
         end = min(start + horizon, n_steps)
         yield Trajectory(observations[start:end], actions[start:end], rewards[start:end])

@@ -179,12 +179,26 @@ def wasserstein_factor(
     if sample.context is not None:
         context = sample.context.detach().double()
         similarity = GaussianKernel.from_samples(context[chosen], context, log_bandwidth)(context[chosen], context)
-        values = values * similarity
+        values = without_context(values * similarity, similarity)
         gradients = gradients * similarity[:, :, None]
     orthonormal = orthonormaliser(gradients)
     values = orthonormal @ values
     gradients = torch.einsum("rm,mnd->rnd", orthonormal, gradients)
     return sample.expectation_gradient(values, gradients)
+
+
+def without_context(values: Tensor, similarity: Tensor) -> Tensor:
+    """Values (M, n) of functions less their regression on functions of the context alone, which have no gradient.
+
+    Given the context, the expectation of those does not move. But a combination of basis functions that varies with little
+    else has hardly any gradient, so that S^{-1/2} would magnify the sampling noise of its score-function estimate: by
+    factors of 10 to 200 in the whole metric, with 50 functions on 500 samples.
+
+    :param similarity: of the basis functions' contexts to the samples', shape (M, n)
+    """
+    functions = torch.cat([similarity, torch.ones_like(similarity[:1])])
+    orthonormal = orthonormaliser(functions[:, :, None]) @ functions
+    return values - values @ orthonormal.T / values.shape[1] @ orthonormal
 
 
 def draw_basis(

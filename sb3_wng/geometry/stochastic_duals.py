@@ -197,9 +197,9 @@ class AlternatingDual(nn.Module):
     @torch.no_grad()
     def update(self, indices: Tensor, target_indices: Tensor) -> None:
         """One ascent step on atoms that the first law (n,) and the second (k,) visited."""
-        plan = self._plan()
-        self.a += self.rate * (_frequencies(indices, len(self.a)) - plan.sum(dim=1))
-        self.b += self.rate * (_frequencies(target_indices, len(self.b)) - plan.sum(dim=0))
+        first, second, plan = _frequencies(indices, len(self.a)), _frequencies(target_indices, len(self.b)), self._plan()
+        self.a += self.rate * (first - plan.sum(dim=1))
+        self.b += self.rate * (second - plan.sum(dim=0))
 
     def signal(self, indices: Tensor) -> Tensor:
         """Potential of each atom's mass, shape (n,)."""
@@ -278,6 +278,8 @@ class SemiDiscreteDual(nn.Module):
 
 
 def _frequencies(indices: Tensor, n: int) -> Tensor:
+    if not (len(indices) > 0 and 0 <= indices.min() and indices.max() < n):
+        raise ValueError(f"indices must be those of one or more of the {n} atoms, from 0 to {n - 1}")
     return torch.bincount(indices, minlength=n).double() / len(indices)
 
 

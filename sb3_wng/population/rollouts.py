@@ -112,11 +112,31 @@ def stack_observations(observations: list[Any]) -> Any:
     return np.stack(observations)
 
 
+def unflattened(buffer: RolloutBuffer) -> RolloutBuffer:
+    """A filled rollout buffer as it was before somebody, such as a callback, has read it with ``get``, which flattens it."""
+    if not buffer.generator_ready:
+        return buffer
+
+    def restored(flat: NDArray[Any]) -> NDArray[Any]:
+        return flat.reshape(buffer.n_envs, buffer.buffer_size, *flat.shape[1:]).swapaxes(0, 1)
+
+    whole: Any = copy.copy(buffer)
+    whole.generator_ready = False
+    observations: Any = buffer.observations
+    is_dict = isinstance(observations, dict)
+    whole.observations = {k: restored(v) for k, v in observations.items()} if is_dict else restored(observations)
+    whole.actions = restored(buffer.actions)
+    for name in ("values", "log_probs", "advantages", "returns"):
+        setattr(whole, name, restored(getattr(buffer, name))[:, :, 0])
+    filled: RolloutBuffer = whole
+    return filled
+
+
 def column_buffer(buffer: RolloutBuffer, columns: slice) -> RolloutBuffer:
     """Some environments' share of a filled rollout buffer; reading it leaves the whole as it is."""
-    share = copy.copy(buffer)
+    share = copy.copy(unflattened(buffer))
     share.n_envs = columns.stop - columns.start
-    for name, value in vars(buffer).items():
+    for name, value in vars(share).items():
         if isinstance(value, dict) and name == "observations":
             setattr(share, name, {key: part[:, columns] for key, part in value.items()})
         elif isinstance(value, np.ndarray) and value.shape[:2] == (buffer.buffer_size, buffer.n_envs):

@@ -134,6 +134,13 @@ def test_demonstrations_are_cut_into_windows():
     assert model.reference.shape == (4, HORIZON)
 
 
+def test_a_demonstration_has_one_observation_and_action_per_reward():
+    for n_observations, n_actions in ((4, 3), (3, 1), (2, 3)):
+        demonstration = Trajectory(torch.ones(n_observations, 1), torch.ones(n_actions, 1), torch.ones(3))
+        with pytest.raises(ValueError, match=f"{n_observations} observations, {n_actions} actions and 3 rewards"):
+            reference_points([demonstration], FinalState(), horizon=HORIZON)
+
+
 def test_windows_of_another_length_are_refused():
     demonstrations = collect_trajectories(PPO("MlpPolicy", "Pendulum-v1", device="cpu"), n_steps=30, horizon=8)
     with pytest.raises(ValueError, match="windows have 8 steps, those that they are compared with 5: pass embedding_horizon"):
@@ -234,6 +241,18 @@ def test_seeded_trajectories_leave_the_random_numbers_of_others_alone():
     one, other = (collect_trajectories(agent, "Pendulum-v1", n_steps=64, horizon=8, seed=4) for _ in range(2))
     assert torch.equal(torch.rand(3), expected)
     assert torch.equal(one.observations, other.observations)
+
+
+def test_seeded_trajectories_do_not_repeat_the_exploration_and_the_episodes_of_training():
+    agent = DQN("MlpPolicy", "CartPole-v1", seed=0, buffer_size=100)
+    draws, starts = [], []
+    for _ in range(2):
+        agent.learn(8, reset_num_timesteps=False)
+        collect_trajectories(agent, n_steps=16, horizon=8, seed=4)
+        draws.append([agent.action_space.sample() for _ in range(20)])
+        starts.append(agent._last_obs)
+    assert draws[0] != draws[1]
+    assert (starts[0] != starts[1]).any()
 
 
 def test_agents_that_draw_from_numpy_are_seeded_too():

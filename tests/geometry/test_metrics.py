@@ -360,6 +360,20 @@ def test_a_context_is_compared_but_not_transported():
     assert conditional == pytest.approx(1.0, abs=0.3)  # truth: E|d mean / d theta|^2 = 1
 
 
+@pytest.mark.parametrize("n_states", [2, 500])
+def test_scores_given_a_context_do_not_magnify_what_varies_with_the_context_alone(n_states):
+    """Wide kernels have combinations of functions that vary with little else: the metric was up to 200 times the true one."""
+    theta = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        state = torch.randn(n_states, 1, generator=generator, dtype=torch.float64).repeat(500 // n_states, 1)
+        state = (state - state.mean()) / state.std()
+        x = torch.randn(500, 1, generator=generator, dtype=torch.float64)
+        scores = ScoreFunction(-0.5 * (x - theta * state).square().sum(dim=1), [theta])
+        factor = wasserstein_factor(BehaviorSample(x, scores, state), 50, 1.0, generator)
+        assert 0.5 < factor.square().sum().item() < 1.7  # truth: E|d mean / d theta|^2 = 1
+
+
 def test_the_factor_is_a_function_of_its_inputs():
     sample, _ = gaussian_sample(2, n=50)
     factors = [wasserstein_factor(sample, 8, generator=torch.Generator().manual_seed(7)) for _ in range(2)]

@@ -210,3 +210,12 @@ def test_every_estimators_signal_leads_a_policy_to_the_target_law(estimator, pol
         (law.log_prob(behavior) * (signal - signal.mean())).mean().backward()
         optimizer.step()
     assert distance() < 0.5 * before
+
+
+@pytest.mark.parametrize("indices", [[], [0, 3], [-1]], ids=str)
+def test_visits_must_be_of_atoms_that_there_are(indices):
+    visited, costs = torch.tensor(indices, dtype=torch.long), torch.ones(3, 3)
+    with pytest.raises(ValueError, match="indices must be those of one or more of the 3 atoms, from 0 to 2"):
+        SinkhornDual(costs, torch.ones(3)).update(visited)
+    with pytest.raises(ValueError, match="indices must be those of one or more of the 3 atoms, from 0 to 2"):
+        AlternatingDual(costs).update(torch.arange(3), visited)

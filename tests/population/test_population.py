@@ -267,6 +267,21 @@ def test_callbacks_see_every_step_and_can_end_training(small, is_batched):
     assert small("pg", env).learn(1000, callback=Watch(last=3)).num_timesteps == 3 * model.n_envs
 
 
+@pytest.mark.parametrize("observation_space", OBSERVATION_SPACES, ids=str)
+@pytest.mark.parametrize("action_space", [ACTION_SPACES[0], ACTION_SPACES[2]], ids=str)
+def test_a_callback_that_reads_the_rollout_leaves_every_particle_its_share(
+    small, fill, chase, observation_space, action_space
+):
+    policy = "MultiInputPolicy" if isinstance(observation_space, spaces.Dict) else "MlpPolicy"
+    model = fill(small("pg_linear", lambda: chase(action_space, observation_space), policy))
+    whole = [vars(share) for share in model.shares()]
+    next(model.rollout_buffer.get(batch_size=None))  # flattens it
+    for expected, share in zip(whole, model.shares(), strict=True):
+        for name, value in vars(share).items():
+            np.testing.assert_equal(value, expected[name], err_msg=name)
+    model.train()
+
+
 def test_evaluation_uses_the_best_particle(small, chase, tmp_path):
     callback = EvalCallback(make_vec_env(chase), eval_freq=16, n_eval_episodes=1, best_model_save_path=tmp_path, verbose=0)
     model = small("a2c").learn(192, callback=callback)
