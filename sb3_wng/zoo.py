@@ -14,6 +14,7 @@ import functools
 import importlib
 import importlib.resources
 import importlib.util
+import json
 import runpy
 import shutil
 import subprocess
@@ -33,6 +34,7 @@ from sb3_wng import BGES, BGPG, BGWNES, BGWNPG, ES, NPG, NSRES, PG, SVPG, WNES, 
 from sb3_wng.population import AnnealedCoefficient, AnnealedTemperature, CyclicalTemperature
 from sb3_wng.population.particles import kind_name
 from sb3_wng.zoo_search import (
+    OF_PARTICLES,
     convert_evolution_strategy_params,
     convert_policy_gradient_params,
     convert_population_params,
@@ -49,7 +51,11 @@ ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"wnpg": WNPG, "bgwnpg": BGWNPG, "b
 POPULATIONS: dict[str, type[BaseAlgorithm]] = {"svpg": SVPG, "wassersteinpopulation": WassersteinPopulation}
 STRATEGIES: dict[str, type[BaseAlgorithm]] = {"es": ES, "wnes": WNES, "bges": BGES, "bgwnes": BGWNES, "nsres": NSRES}
 OURS = {**ALGORITHMS, **POPULATIONS, **STRATEGIES}
-SCHEDULES = (AnnealedTemperature, CyclicalTemperature, AnnealedCoefficient)  # of temperature and wasserstein_coef
+SCHEDULES: dict[str, tuple[type[Schedule], ...]] = {
+    "temperature": (AnnealedTemperature, CyclicalTemperature),
+    "wasserstein_coef": (AnnealedCoefficient,),
+}
+LINEAR = ("target_distance", "target_kl", "step_size", "actor_learning_rate", "wasserstein_coef")  # besides RL-Zoo's own
 
 MODEL_SCRIPTS = ("train", "enjoy", "record_video", "record_training")  # these are given one --algo and one --env
 PLOT_SCRIPTS = ("plots.plot_train", "plots.all_plots", "plots.plot_from_file")
@@ -72,11 +78,13 @@ def _with_our_schedules(preprocess: Callable[[dict[str, Any]], dict[str, Any]]) 
 
     @functools.wraps(preprocess)
     def with_our_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
-        read_linear(hyperparams, ("target_distance", "target_kl", "step_size", "actor_learning_rate"))
+        read_linear(hyperparams, LINEAR)
+        if isinstance(particles := hyperparams.get("algorithm_kwargs"), str):
+            hyperparams["algorithm_kwargs"] = eval(particles)  # as RL-Zoo does policy_kwargs
         if isinstance(particles := hyperparams.get("algorithm_kwargs"), dict):
             hyperparams["algorithm_kwargs"] = dict(particles)  # RL-Zoo writes the given one to the run's folder
             read_linear(hyperparams["algorithm_kwargs"], ("learning_rate", "target_distance", "target_kl"))
-        for name in ("temperature", "wasserstein_coef"):
+        for name in SCHEDULES:
             if isinstance(hyperparams.get(name), str):
                 hyperparams[name] = _schedule(name, hyperparams[name])
         return preprocess(hyperparams)
@@ -85,12 +93,18 @@ def _with_our_schedules(preprocess: Callable[[dict[str, Any]], dict[str, Any]]) 
 
 
 def _with_particles(objective: Callable[..., float]) -> Callable[..., float]:
-    """RL-Zoo's objective of a search, which lets the sampler of a population know what the file's particles are."""
+    """RL-Zoo's objective of a search, which lets the sampler of a population know the file's particles and their arguments."""
 
     @functools.wraps(objective)
     def with_particles(manager: Any, trial: optuna.Trial) -> float:
         if manager.algo in POPULATIONS:
             trial.set_user_attr("particles", kind_name(manager._hyperparams.get("algorithm", "wnpg")))
+            given = manager._hyperparams.get("algorithm_kwargs") or {}
+            try:
+                kept = json.dumps({name: value for name, value in given.items() if name not in OF_PARTICLES.values()})
+            except TypeError as error:
+                _fail(f"algorithm_kwargs of a search must be numbers, strings, lists or true and false: {error}")
+            trial.set_user_attr("algorithm_kwargs", kept)
         return objective(manager, trial)
 
     return with_particles
@@ -99,10 +113,11 @@ def _with_particles(objective: Callable[..., float]) -> Callable[..., float]:
 def _schedule(name: str, text: str) -> Schedule:
     """``AnnealedTemperature(100, 1)`` and the like, evaluated as RL-Zoo evaluates ``policy_kwargs``."""
     try:
-        return eval(text, {"__builtins__": {}}, {schedule.__name__: schedule for schedule in SCHEDULES})
+        return eval(text, {"__builtins__": {}}, {schedule.__name__: schedule for schedule in SCHEDULES[name]})
     except (NameError, SyntaxError, TypeError, ValueError) as error:
-        names = ", ".join(schedule.__name__ for schedule in SCHEDULES)
-        _fail(f"{name} must be a number, or one of {names} with arguments: AnnealedTemperature(100, 1). Got {text!r}: {error}")
+        names = " or ".join(schedule.__name__ for schedule in SCHEDULES[name])
+        linear = ", lin_x" if name in LINEAR else ""
+        _fail(f"{name} must be a number{linear}, or {names} with arguments, where it may be a schedule: got {text!r}: {error}")
 
 
 def register() -> None:
@@ -264,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         _fail(f"{missing} is not installed: pip install 'sb3-wng[zoo]'")
     except ValueError as error:
-        if not str(error).startswith("No model found"):
+        if not str(error).startswith(("No model found", "No checkpoint found")):
             raise
         _fail(f"{error}. A search, or a run that failed, leaves an empty folder: --exp-id N picks another than the latest")
     except DependencyNotInstalled as error:  # a task's simulator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +34,18 @@ def _sample_penalty(trial: optuna.Trial) -> dict[str, Any]:
     return {"adaptive_coef": trial.suggest_categorical("adaptive_coef", [True])}
 
 
+def _sample_wasserstein_region(trial: optuna.Trial) -> dict[str, Any]:
+    """A Wasserstein radius, and the KL that caps the step: with the file's, longer radii would change nothing."""
+    return {
+        **_sample_trust_region(trial, "target_distance", 0.002, 0.2),
+        "target_kl": trial.suggest_float("target_kl", 0.002, 0.5, log=True),
+    }
+
+
 SPECIFIC_SAMPLERS: dict[str, Callable[[optuna.Trial], dict[str, Any]]] = {
     "wnpg": lambda trial: {
         "std_weight": trial.suggest_categorical("std_weight", [1.0, 2.0, 4.0]),
-        **_sample_trust_region(trial, "target_distance", 0.002, 0.2),
+        **_sample_wasserstein_region(trial),
     },
     # A KL summed over the action dimensions: the upper end serves robots with many joints.
     "npg": lambda trial: _sample_trust_region(trial, "target_kl", 0.002, 0.5),
@@ -47,7 +56,7 @@ SPECIFIC_SAMPLERS: dict[str, Callable[[optuna.Trial], dict[str, Any]]] = {
         "target_distance": trial.suggest_float("target_distance", 0.002, 0.2, log=True),
     },
     "bgwnpg": lambda trial: {
-        **_sample_trust_region(trial, "target_distance", 0.002, 0.2),
+        **_sample_wasserstein_region(trial),
         **_sample_epochs(trial, "n_penalized_epochs"),
         "actor_learning_rate": trial.suggest_float("actor_learning_rate", 1e-5, 1e-3, log=True),
         **_sample_penalty(trial),
@@ -89,14 +98,20 @@ def convert_policy_gradient_params(sampled_params: dict[str, Any]) -> dict[str, 
     return hyperparams
 
 
+# What is sampled of the particles' arguments, by its name in a trial
+OF_PARTICLES = {"critic_learning_rate": "learning_rate", "target_kl": "target_kl", "target_distance": "target_distance"}
+
+
 def sample_population_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any], *, algo: str
 ) -> dict[str, Any]:
-    """Draw the hyperparameters of one trial of a population; the particles' algorithm, which decides what they read, is the
-    file's (see :func:`sb3_wng.zoo._with_particles`)."""
+    """Draw the hyperparameters of one trial of a population; the particles' algorithm, which decides what they read, and what
+    is not sampled of their arguments are the file's (see :func:`sb3_wng.zoo._with_particles`)."""
     particles = trial.user_attrs.get("particles", "wnpg")
     kind = KINDS[particles]
     sampled = {
+        # one choice: among the sampled values so that --trial-id finds it there
+        "algorithm_kwargs": trial.suggest_categorical("algorithm_kwargs", [trial.user_attrs.get("algorithm_kwargs", "{}")]),
         "n_steps_pow": trial.suggest_int("n_steps_pow", 5, 10),
         "one_minus_gamma": trial.suggest_float("one_minus_gamma", 0.0001, 0.03, log=True),
         "net_arch": trial.suggest_categorical("net_arch", ["small", "medium"]),
@@ -126,9 +141,9 @@ def convert_population_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     hyperparams = convert_policy_gradient_params({"one_minus_gae_lambda": 0.05, **sampled_params})
     if "critic_learning_rate" not in hyperparams:
         del hyperparams["gae_lambda"]  # nothing reads it
-    names = {"critic_learning_rate": "learning_rate", "target_kl": "target_kl", "target_distance": "target_distance"}
-    particles = {name: hyperparams.pop(key) for key, name in names.items() if key in hyperparams}
-    return {**hyperparams, **({"algorithm_kwargs": particles} if particles else {})}
+    particles = json.loads(hyperparams.pop("algorithm_kwargs", "{}"))
+    particles.update({name: hyperparams.pop(key) for key, name in OF_PARTICLES.items() if key in hyperparams})
+    return {**hyperparams, "algorithm_kwargs": particles}
 
 
 def sample_evolution_strategy_params(

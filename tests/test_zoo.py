@@ -170,10 +170,23 @@ def test_schedules_of_temperature_and_coefficient_are_read_by_name(capsys):
     assert read["temperature"](0.5) == pytest.approx(10)
     assert read["wasserstein_coef"](0.5) == pytest.approx(-0.1)
     assert ExperimentManager._preprocess_schedules({"temperature": 3.0}) == {"temperature": 3.0}
-    for text in ("lin_100", "AnnealedTemperature(0, 1)", "AnnealedTemperature(", "AnnealedTemperature(1, 2, 3)"):
+    assert ExperimentManager._preprocess_schedules({"wasserstein_coef": "lin_-0.5"})["wasserstein_coef"](0.5) == -0.25
+    for text in ("lin_100", "AnnealedTemperature(0, 1)", "AnnealedTemperature(", "AnnealedCoefficient(1, 2)"):
         with pytest.raises(SystemExit):
             ExperimentManager._preprocess_schedules({"temperature": text})
-        assert "temperature must be a number, or one of AnnealedTemperature" in capsys.readouterr().err
+        assert "temperature must be a number, or AnnealedTemperature or Cyclical" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        ExperimentManager._preprocess_schedules({"wasserstein_coef": "AnnealedTemperature(100, 1)"})
+    assert "wasserstein_coef must be a number, lin_x, or AnnealedCoefficient" in capsys.readouterr().err
+
+
+def test_arguments_of_particles_may_be_written_as_those_of_policies():
+    zoo.register()
+    from rl_zoo3.exp_manager import ExperimentManager
+
+    read = ExperimentManager._preprocess_schedules({"algorithm_kwargs": "dict(target_kl='lin_0.02', batch_size=32)"})
+    assert read["algorithm_kwargs"]["batch_size"] == 32
+    assert read["algorithm_kwargs"]["target_kl"](0.5) == 0.01
 
 
 def test_version_5_of_a_mujoco_task_gets_rl_zoos_settings_for_version_4(monkeypatch, capsys):

@@ -122,8 +122,9 @@ def warn_of_no_effect(model: NaturalPolicyGradient) -> None:
     if model.step_size != DEFAULT_STEP_SIZE and model.step_rule != "fixed_rate":
         unused.append(f"step_size has no effect with step_rule={model.step_rule!r}")
     if model.target_distance != DEFAULT_TARGET_DISTANCE and not is_radius and not model.adaptive_coef:
-        rule = f"step_rule={model.step_rule!r}, metric={model.metric!r}"
-        unused.append(f"target_distance has no effect with {rule} and without adaptive_coef=True")
+        rule = f"step_rule={model.step_rule!r} and metric={model.metric!r}"
+        without = "adaptive_coef=True" if model.wasserstein_coef else f"a penalty, with {rule}"
+        unused.append(f"target_distance has no effect without {without}")
     for message in unused:
         warnings.warn(message, stacklevel=6)
 

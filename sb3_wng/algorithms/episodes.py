@@ -72,7 +72,9 @@ def run_episode(
     except Exception as error:  # whatever an environment raises; the strategy decides what it costs
         return episode.failure(describe(error))
     final_observation = row(as_batch(observation, policy.observation_space), 0)
-    return episode.outcome(final_observation)._replace(is_success=info.get("is_success"))
+    # without the time, which is another one every time
+    monitored = {**info["episode"], "t": 0.0} if "episode" in info else None
+    return episode.outcome(final_observation)._replace(is_success=info.get("is_success"), monitored=monitored)
 
 
 def noise_generator(seed: int) -> np.random.Generator:

@@ -42,6 +42,7 @@ class Outcome(NamedTuple):
     observation_moments: dict[str, NDArray[np.float64]]  # see ObservationNormalizer; empty without one
     error: str | None = None  # why the episode failed (an exception, non-finite numbers, a time-out); return is then NaN
     is_success: bool | None = None  # what the last step's info says, if it does
+    monitored: dict[str, float] | None = None  # return and length as a Monitor inside of other wrappers has them
     is_fatal: bool = False  # embedding or policy are at fault, not the environment: training ends whatever env_failure says
 
 

@@ -206,7 +206,9 @@ class EvolutionPolicy(BasePolicy):
         if self.action_noise_std > 0 and not deterministic:
             outputs = outputs + self.action_noise_std * th.randn_like(outputs)
             outputs = outputs.clamp(-1, 1) if self.squash_output else outputs
-        return outputs if isinstance(self.action_space, spaces.Box) else th.as_tensor(self.to_actions(outputs.cpu().numpy()))
+        if isinstance(self.action_space, spaces.Box):
+            return outputs
+        return th.as_tensor(self.to_actions(outputs.detach().cpu().numpy()))
 
     def to_actions(self, outputs: NDArray[np.float32]) -> NDArray[Any]:
         """Actions (n, ...) of the space from outputs (n, n_outputs); noise, if any, is already in them."""

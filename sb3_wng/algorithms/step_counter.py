@@ -54,7 +54,8 @@ class StepCounter:
                 dones[last] = True
                 if outcome.error is None:
                     rewards[last] = outcome.episode_return
-                    infos[last] = {"episode": {"r": outcome.episode_return, "l": outcome.length, "t": 0.0}}
+                    own = {"r": outcome.episode_return, "l": outcome.length, "t": 0.0}
+                    infos[last] = {"episode": outcome.monitored or own}
                     if outcome.is_success is not None:
                         infos[last]["is_success"] = outcome.is_success
             if not self(rewards, dones, infos, counted):

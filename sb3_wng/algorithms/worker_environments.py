@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import cloudpickle
 import gymnasium as gym
-from gymnasium.envs.registration import EnvSpec, load_env_creator
+from gymnasium.envs.registration import EnvSpec, WrapperSpec, load_env_creator
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
     VecCheckNan,
@@ -29,6 +31,8 @@ INSTEAD = {
     VecNormalize: "give the algorithm normalize_observations=True in its place",
     VecFrameStack: "wrap each environment in gymnasium.wrappers.FrameStackObservation in its place",
 }
+# Without a file, which several processes would write at once
+MONITOR = WrapperSpec("Monitor", "stable_baselines3.common.monitor:Monitor", {})
 WHAT_TO_PASS = "pass a registered environment's id"
 
 
@@ -36,7 +40,7 @@ def environment_maker(env: str | EnvSpec | MakeEnv | gym.Env | VecEnv) -> MakeEn
     """A function, for cloudpickle, that makes the environment again in another process.
 
     From a specification (``env.spec``, which knows the constructor's arguments and all wrappers that record theirs) where
-    there is one, else from a copy. SB3's ``Monitor`` is left out.
+    there is one, else from a copy. SB3's ``Monitor`` writes no file there, and as the outermost wrapper is left out.
 
     :param env: an id, a specification, a function that makes an environment, an environment, or a VecEnv, of which the
         first environment counts
@@ -112,9 +116,26 @@ def _from_spec(spec: EnvSpec) -> MakeEnv:
 
 
 def _from_copy(env: gym.Env) -> MakeEnv:
-    while type(env).__name__ == "Monitor" and isinstance(env, gym.Wrapper):
+    while isinstance(env, Monitor):
         env = env.env
-    return partial(cloudpickle.loads, _dump(env))
+    with _without_files(env):
+        return partial(cloudpickle.loads, _dump(env))
+
+
+@contextmanager
+def _without_files(env: gym.Env) -> Iterator[None]:
+    """An environment whose Monitors have no file, which could not be copied."""
+    layer, writers = env, []
+    while isinstance(layer, gym.Wrapper):
+        if isinstance(layer, Monitor):
+            writers.append((layer, layer.results_writer))
+            layer.results_writer = None
+        layer = layer.env
+    try:
+        yield
+    finally:
+        for monitor, writer in writers:
+            monitor.results_writer = writer
 
 
 def _dump(thing: Any) -> bytes:
@@ -124,8 +145,12 @@ def _dump(thing: Any) -> bytes:
         raise ValueError(f"workers cannot get a copy of {thing} ({error}): {WHAT_TO_PASS}") from error
 
 
-def _wrappers(spec: EnvSpec) -> tuple[Any, ...]:
-    return tuple(wrapper for wrapper in spec.additional_wrappers if wrapper.name != "Monitor")
+def _wrappers(spec: EnvSpec) -> tuple[WrapperSpec, ...]:
+    """From the inside out. An outermost Monitor would add nothing; one further inside knows what rewards were."""
+    wrappers = list(spec.additional_wrappers)
+    while wrappers and wrappers[-1].name == "Monitor":
+        wrappers.pop()
+    return tuple(MONITOR if wrapper.name == "Monitor" else wrapper for wrapper in wrappers)
 
 
 def _is_complete(spec: EnvSpec) -> bool:
@@ -134,7 +159,7 @@ def _is_complete(spec: EnvSpec) -> bool:
 
 
 def _portable(spec: EnvSpec) -> EnvSpec:
-    """A specification for another process: no window, no Monitor, and what a script defines goes along."""
+    """A specification for another process: no window, no file, and what a script defines goes along."""
     creator: Any = spec.entry_point
     if isinstance(creator, str) and creator.startswith("__main__:"):
         creator = load_env_creator(creator)

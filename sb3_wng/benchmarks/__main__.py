@@ -53,6 +53,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     for name in ("jobs", "checkpoint_every", "budget"):
         if getattr(parsed, name, 1) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if parsed.command == "report" and not parsed.results.is_dir():
+        parser.error(f"{parsed.results} has no results: run an experiment first, or pass --results")
     return parsed
 
 

@@ -41,6 +41,17 @@ OF_THE_POPULATION = (
 OF_ADAM = ("learning_rate", "batch_size", "n_critic_updates")  # what particles have that take no natural step
 
 
+def check_saved_size(model: Population) -> None:
+    """Note a new population's size for its file.
+
+    :raises ValueError: in ``load()``, for another size
+    """
+    model.saved_size = model.saved_size or model.population_size
+    if model.saved_size != model.population_size:
+        name = model.size_arguments[0]
+        raise ValueError(f"{name}: this file has {model.saved_size}, got {model.population_size}: leave {name} out to go on")
+
+
 def check_population_arguments(model: SVPG) -> None:
     """:raises ValueError: naming the argument and what it may be"""
     check_integers(model, n_particles=1, n_envs_per_particle=1, n_steps=1, selection_interval=0, embedding_horizon=1)

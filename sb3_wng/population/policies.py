@@ -46,6 +46,8 @@ class PopulationPolicy(BasePolicy):
     :param particle_kwargs: arguments of their constructor
     :param n_particles: n
     :param particles: built already; ``None`` builds them
+    :param optimizer_class: of the actors' parameters; the critics' is the particles'
+    :param optimizer_kwargs: but for its learning rate
     """
 
     theta: th.Tensor  # (n, p)
@@ -57,6 +59,8 @@ class PopulationPolicy(BasePolicy):
         particle_kwargs: dict[str, Any],
         n_particles: int,
         particles: Sequence[ActorCriticPolicy] | None = None,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
     ) -> None:
         particles = particles or [particle_class(**particle_kwargs) for _ in range(n_particles)]
         first = particles[0]
@@ -65,6 +69,8 @@ class PopulationPolicy(BasePolicy):
             first.action_space,
             normalize_images=first.normalize_images,
             squash_output=first.squash_output,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
         )
         self.particle_class = particle_class
         self.particle_kwargs = particle_kwargs
@@ -77,7 +83,8 @@ class PopulationPolicy(BasePolicy):
         """Gather the actors' parameters in one matrix and let them be views of its rows."""
         self.theta = th.stack([th.cat([q.detach().flatten() for q in actor]) for actor in self.actors])
         self._share()
-        self.optimizer = th.optim.Adam([self.theta])
+        # the rate of the moment is set before each step
+        self.optimizer = self.optimizer_class([self.theta], lr=1e-3, **self.optimizer_kwargs)  # type: ignore[call-arg]
         self._was_trainable = [q.requires_grad for q in self.particles.parameters()]
 
     def check_trainable(self) -> None:
@@ -125,6 +132,12 @@ class PopulationPolicy(BasePolicy):
     def __len__(self) -> int:
         return len(self.particles)
 
+    def __getitem__(self, index: int) -> ActorCriticPolicy:
+        """One particle: an SB3 policy of its own, to evaluate, save or export."""
+        chosen = self.particles[index]
+        assert isinstance(chosen, ActorCriticPolicy)
+        return chosen
+
     def columns(self, n_columns: int) -> list[slice]:
         """Which of the environments, or rows of a batch, belong to which particle."""
         width = n_columns // len(self)
@@ -135,10 +148,16 @@ class PopulationPolicy(BasePolicy):
 
         :param observations: tensor (B, ...) or dict of them, B a multiple of n
         :return: actions (B, ...) as the distributions give them, and their log-probabilities (B,)
+        :raises ValueError: for another number of observations; ``best_particle`` and ``policy[i]`` act alone
         """
+        size = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+        if size % len(self):
+            raise ValueError(
+                f"a population of {len(self)} acts on a multiple of as many observations, got {size}: take predict(), or one "
+                "particle: policy.best_particle, policy[0], ..."
+            )
         if self.stack is not None:
             return self.stack.sample(observations)
-        size = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
         actions, log_probs = [], []
         for particle, rows in zip(self, self.columns(size), strict=True):
             distribution = particle.get_distribution(select(observations, rows))
@@ -154,9 +173,7 @@ class PopulationPolicy(BasePolicy):
     @property
     def best_particle(self) -> ActorCriticPolicy:
         """The one with the best recent returns in training."""
-        chosen = self.particles[int(self.best)]
-        assert isinstance(chosen, ActorCriticPolicy)
-        return chosen
+        return self[int(self.best)]
 
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
         """The best particle's distribution of actions at observations (B, ...)."""
@@ -186,9 +203,7 @@ class PopulationPolicy(BasePolicy):
         index = int(self.best) if particle is None else particle
         if not 0 <= index < len(self):
             raise ValueError(f"particle must be an index from 0 to {len(self) - 1}, got {particle}")
-        chosen = self.particles[index]
-        assert isinstance(chosen, ActorCriticPolicy)
-        return chosen.predict(observation, state, episode_start, deterministic)
+        return self[index].predict(observation, state, episode_start, deterministic)
 
     def _predict(self, observation: Any, deterministic: bool = False) -> th.Tensor:
         return self.best_particle._predict(observation, deterministic)
@@ -198,6 +213,8 @@ class PopulationPolicy(BasePolicy):
             "particle_class": self.particle_class,
             "particle_kwargs": self.particle_kwargs,
             "n_particles": len(self),
+            "optimizer_class": self.optimizer_class,
+            "optimizer_kwargs": self.optimizer_kwargs,
         }
 
 
@@ -223,8 +240,7 @@ class StackedActor:
 
         :param actor: parameters of the first particle's actor, in the order of the matrix's columns
         """
-        first = policy.particles[0]
-        assert isinstance(first, ActorCriticPolicy)
+        first = policy[0]
         if not _is_plain(first):
             return None
         views: dict[Any, th.Tensor] = {}

@@ -29,6 +29,7 @@ from sb3_wng.algorithms.arguments import check_fractions, check_integers, check_
 from sb3_wng.algorithms.policy_gradient import NaturalPolicyGradient
 from sb3_wng.algorithms.progress import BoundedProgress
 from sb3_wng.algorithms.rollouts import check_finite_observation, check_finite_rollout
+from sb3_wng.population.arguments import check_saved_size
 from sb3_wng.population.particles import KINDS, Kind, Optimizers, Particle, kind_name
 from sb3_wng.population.policies import PopulationPolicy
 from sb3_wng.population.rollouts import Timeout, column_buffer, evaluate_columns, step_columns
@@ -84,6 +85,7 @@ class Population(BoundedProgress):
             **kwargs,
         )
         self.class_names: list[str] = []  # load() fills in the file's
+        self.saved_size = 0  # this, too
         self.algorithm_kwargs = dict(algorithm_kwargs or {})
         self.normalize_advantage = normalize_advantage
         self._names_of_means: set[str] = set()  # what is logged as a mean over the particles
@@ -106,6 +108,7 @@ class Population(BoundedProgress):
 
     def _setup_model(self) -> None:
         check_saved_class(self)
+        check_saved_size(self)
         self.algorithm = kind_name(self.algorithm)
         check_fractions(self, "gamma", "gae_lambda")
         self._check_arguments()  # here and not above: load() gives arguments, too
@@ -117,7 +120,15 @@ class Population(BoundedProgress):
         learners = [self._make_learner() for _ in range(self.population_size)]
         first = learners[0].policy
         self.policy = PopulationPolicy(
-            type(first), first._get_constructor_parameters(), len(learners), [learner.policy for learner in learners]
+            type(first),
+            first._get_constructor_parameters(),
+            len(learners),
+            [learner.policy for learner in learners],
+            **{
+                name: self.policy_kwargs[name]
+                for name in ("optimizer_class", "optimizer_kwargs")
+                if name in self.policy_kwargs
+            },
         ).to(self.device)
         self.particles = [Particle(self.kind, learner) for learner in learners]
         self.critic_optimizers = Optimizers([particle.optimizer for particle in self.policy])

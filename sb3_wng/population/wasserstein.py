@@ -81,7 +81,8 @@ class WassersteinPopulation(Population):
     :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
     :param stats_window_size: Number of episodes to average the rollout logs over, and each policy's score
     :param tensorboard_log: Log location for TensorBoard (if ``None``, no logging)
-    :param policy_kwargs: Additional arguments to be passed to the policies on creation
+    :param policy_kwargs: Additional arguments to be passed to the policies on creation; ``optimizer_class`` and
+        ``optimizer_kwargs`` are the actors' (default Adam) and the critics'
     :param verbose: 0 for no output, 1 for info messages, 2 for debug messages
     :param seed: Seed for the pseudo random generators
     :param device: Device (cpu, cuda, ...) on which the code should be run

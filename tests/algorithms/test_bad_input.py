@@ -374,10 +374,10 @@ def test_warnings_name_the_line_that_made_the_model(settings):
 
 
 def test_a_target_that_nothing_aims_at_is_warned_of(small, recwarn):
-    with pytest.warns(UserWarning, match="target_distance has no effect with step_rule='optimizer', .* without adaptive_coef"):
+    with pytest.warns(UserWarning, match="target_distance has no effect without adaptive_coef=True"):
         small(BGPG, target_distance=0.5)
     recwarn.clear()
-    with pytest.warns(UserWarning, match="metric='fisher'"):
+    with pytest.warns(UserWarning, match="without a penalty, with step_rule='trust_region' and metric='fisher'"):
         WNPG("MlpPolicy", "Pendulum-v1", metric="fisher", target_distance=0.5, n_steps=32, batch_size=32)
     recwarn.clear()
     small(BGPG, target_distance=0.5, adaptive_coef=True)

@@ -599,6 +599,8 @@ def test_episodes_from_elsewhere_are_counted_as_the_environments_own(n_envs):
     assert {width for _, width in seen} == {n_envs}
     assert [info["r"] for info in model.ep_info_buffer] == [5.0]
     assert list(model.ep_success_buffer) == [True]
+    counter.replay(Outcome(5.0, 1, None, {}, monitored={"r": 10.0, "l": 2, "t": 0.0}))
+    assert model.ep_info_buffer[-1]["r"] == 10.0  # a wrapper outside of the Monitor has changed the reward
     assert run_episode(ES("LinearPolicy", Blind(9)).policy, Blind(9), 0).is_success
 
 

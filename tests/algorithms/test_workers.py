@@ -16,13 +16,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from gymnasium.wrappers import FrameStackObservation, RescaleAction
+from gymnasium.wrappers import FrameStackObservation, RescaleAction, TransformReward
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_wng import ES
-from sb3_wng.algorithms.episodes import run_candidate
+from sb3_wng.algorithms.episodes import run_candidate, run_episode
 from sb3_wng.algorithms.evaluation import Candidate, Generation
 from sb3_wng.algorithms.evolution_policies import EvolutionPolicy
 from sb3_wng.algorithms.worker_environments import environment_maker, foreign_specs, register_specs
@@ -310,6 +310,17 @@ class Unrecorded(gym.Wrapper):
     """A wrapper of the old kind, whose arguments its specification does not know."""
 
 
+def halved(reward):
+    return 0.5 * reward
+
+
+class Halved(gym.RewardWrapper):
+    """The same as a wrapper of the old kind."""
+
+    def reward(self, reward):
+        return halved(reward)
+
+
 def rebuilt(env):
     return cloudpickle.loads(cloudpickle.dumps(environment_maker(env)))()
 
@@ -344,6 +355,20 @@ def test_an_environment_is_made_again_with_its_arguments_and_wrappers(make, wrap
         assert getattr(again.unwrapped, name, None) == getattr(env.unwrapped, name, None)
     first, second = (e.reset(seed=3)[0] for e in (env, again))
     np.testing.assert_array_equal(first, second)
+
+
+def test_a_file_that_a_monitor_writes_stays_with_its_process(tmp_path):
+    env = Unrecorded(Monitor(gym.make("Pendulum-v1"), str(tmp_path / "here")))
+    writer = env.env.results_writer
+    assert rebuilt(env).env.results_writer is None
+    assert env.env.results_writer is writer is not None
+
+
+@pytest.mark.parametrize("scale", [lambda env: TransformReward(env, halved), Halved], ids=["specified", "copied"])
+def test_what_a_monitor_inside_says_is_what_callbacks_hear(scale):
+    env = rebuilt(make_vec_env("Pendulum-v1", wrapper_class=scale))
+    outcome = run_episode(ES("MlpPolicy", "Pendulum-v1", device="cpu").policy, env, seed=0)
+    assert outcome.monitored == {"r": pytest.approx(2 * outcome.episode_return, rel=1e-4), "l": 200, "t": 0.0}
 
 
 def test_ids_specifications_and_functions_make_environments():

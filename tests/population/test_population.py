@@ -350,6 +350,12 @@ def test_a_loaded_population_is_the_one_saved_and_learns_on(small, algorithm, tm
     assert not torch.equal(loaded.policy.theta, model.policy.theta)
 
 
+def test_another_number_of_particles_is_refused_by_load(small, tmp_path):
+    small("pg").save(tmp_path / "model")
+    with pytest.raises(ValueError, match="n_particles: this file has 3, got 2: leave n_particles out to go on"):
+        SVPG.load(tmp_path / "model", n_particles=2, device="cpu")
+
+
 def test_another_number_of_environments_can_be_given_to_load(small, chase, tmp_path):
     small("pg").save(tmp_path / "model")
     assert SVPG.load(tmp_path / "model", env=make_vec_env(chase, n_envs=9)).learn(9 * 16).num_timesteps == 9 * 16

@@ -6,8 +6,10 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
+from sb3_wng import SVPG
 from sb3_wng.population import PopulationPolicy
 
 ACTION_SPACES = {
@@ -104,6 +106,37 @@ def test_any_particle_can_act_and_the_best_does_by_default(small):
     for particle in (3, -1):
         with pytest.raises(ValueError, match="particle must be an index from 0 to 2"):
             model.predict(observation, particle=particle)
+
+
+def test_a_particle_is_an_sb3_policy_of_its_own(small, tmp_path):
+    model = small("pg").learn(96)
+    observations = model.env.reset()
+    model.policy[1].save(tmp_path / "one")
+    alone = ActorCriticPolicy.load(tmp_path / "one", device="cpu")
+    expected, _ = model.predict(observations, deterministic=True, particle=1)
+    np.testing.assert_array_equal(alone.predict(observations, deterministic=True)[0], expected)
+
+
+@pytest.mark.parametrize(
+    "policy_kwargs", [{}, {"log_std_init": 0.0, "activation_fn": torch.nn.Softplus}], ids=["stacked", "one by one"]
+)
+def test_observations_that_do_not_split_are_refused_with_who_acts_alone(small, policy_kwargs):
+    policy = small("pg", policy_kwargs=policy_kwargs).policy
+    with pytest.raises(ValueError, match=r"a population of 3 acts on a multiple of as many observations, got 4: take predict"):
+        policy(torch.zeros(4, 3))
+
+
+def test_actors_have_the_optimiser_that_is_given(small, tmp_path):
+    assert type(small("pg").policy.optimizer) is torch.optim.Adam
+    given = {"optimizer_class": torch.optim.SGD, "optimizer_kwargs": {"momentum": 0.9}}
+    model = small("pg", policy_kwargs=given, learning_rate=0.02).learn(96)
+    model.save(tmp_path / "model")
+    model.policy.save(tmp_path / "policy")
+    loaded = SVPG.load(tmp_path / "model", device="cpu").policy, PopulationPolicy.load(tmp_path / "policy", device="cpu")
+    for policy in (model.policy, *loaded):
+        assert type(policy.optimizer) is torch.optim.SGD
+        assert policy.optimizer.defaults["momentum"] == 0.9
+    assert loaded[0].optimizer.param_groups[0]["lr"] == 0.02
 
 
 def test_a_policy_saved_alone_can_be_loaded(small, tmp_path):

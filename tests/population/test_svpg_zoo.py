@@ -47,24 +47,34 @@ def test_sampled_hyperparameters_are_constructor_arguments_and_come_back_from_a_
     zoo.register()
     trial = optuna.create_study().ask()
     trial.set_user_attr("particles", particles)
+    trial.set_user_attr("algorithm_kwargs", '{"n_critic_updates": 3}')
     sampled = rl_zoo3.hyperparams_opt.HYPERPARAMS_SAMPLER["svpg"](trial, 3, 8, {})
     assert set(sampled) <= set(inspect.signature(SVPG).parameters)
     assert rl_zoo3.hyperparams_opt.HYPERPARAMS_CONVERTER["svpg"](trial.params) == sampled
     assert ("learning_rate" in sampled) != KINDS[particles].is_natural  # which natural particles do not read
     assert ("gae_lambda" in sampled) == KINDS[particles].has_critic
+    assert sampled["algorithm_kwargs"]["n_critic_updates"] == 3
+    if not KINDS[particles].has_critic:
+        sampled["algorithm_kwargs"] = {}
     SVPG("MlpPolicy", "Pendulum-v1", particles, n_particles=2, device="cpu", **sampled)
 
 
-@pytest.mark.parametrize(("particles", "name"), [("pg", "learning_rate"), ("npg", "target_kl")])
-def test_a_search_samples_what_the_particles_read(particles, name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("particles", "name", "given"), [("pg", "learning_rate", {}), ("npg", "target_kl", {"cg_max_steps": 3})]
+)
+def test_a_search_samples_what_the_particles_read_and_keeps_the_rest(particles, name, given, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    settings = [f"algorithm:'{particles}'", "n_particles:2", "n_envs:2"]
+    built = []
+    setup = SVPG._setup_model
+    monkeypatch.setattr(SVPG, "_setup_model", lambda model: (built.append(model.algorithm_kwargs), setup(model)))
+    settings = [f"algorithm:'{particles}'", "n_particles:2", "n_envs:2", f"algorithm_kwargs:{given}"]
     search = ["--n-trials", "1", "--n-evaluations", "1", "--eval-episodes", "1", "-n", "64", "--storage", "s.log"]
-    zoo.main(
-        ["train", "--algo", "svpg", "--env", "CartPole-v1", "-optimize", *search, "--study-name", "s", "-params", *settings]
-    )
+    command = ["train", "--algo", "svpg", "--env", "CartPole-v1"]
+    zoo.main([*command, "-optimize", *search, "--study-name", "s", "-params", *settings])
     (trial,) = optuna.load_study(
         study_name="s", storage=optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend("s.log"))
     ).trials
     assert trial.user_attrs["particles"] == particles
     assert name in trial.params
+    assert built
+    assert given.items() <= built[0].items()
