@@ -348,6 +348,8 @@ def test_a_run_without_a_model_is_told_from_the_one_that_was_meant(tmp_path, mon
     (tmp_path / "logs" / "es" / "CartPole-v1_1").mkdir(parents=True)  # as a search leaves it
     arguments = ["enjoy", "--algo", "es", "--env", "CartPole-v1", "-f", "logs", "--no-render"]
     check_one_line_error(arguments, ["No model found for es", "--exp-id N picks another"], capsys)
+    arguments.append("--load-last-checkpoint")
+    check_one_line_error(arguments, ["No checkpoint found for es", "--exp-id N picks another"], capsys)
 
 
 def check_one_line_error(arguments, words, capsys):

@@ -190,8 +190,11 @@ ACTION_SPACES = [
 @pytest.mark.parametrize("action_space", ACTION_SPACES, ids=str)
 def test_all_action_spaces_train_and_predict(action_space, chase, build):
     model = build(chase(action_space)).learn(300)
-    action, _ = model.predict(model.observation_space.sample())
+    observation = model.observation_space.sample()
+    action, _ = model.predict(observation, deterministic=True)
     assert action_space.contains(action)
+    if not isinstance(action_space, spaces.Box):  # as tensors, too, where gradients are recorded
+        np.testing.assert_array_equal(model.policy._predict(torch.as_tensor(observation)[None], deterministic=True)[0], action)
 
 
 OBSERVATION_SPACES = {

@@ -271,6 +271,12 @@ def test_bad_arguments_are_refused_before_training(arguments, message, tmp_path,
     assert re.search(message, capsys.readouterr().err)
 
 
+def test_a_report_of_nothing_says_what_to_do(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        command_line.main(["report", "--results", str(tmp_path / "missing")])
+    assert "missing has no results: run an experiment first" in capsys.readouterr().err
+
+
 def test_the_list_counts_finished_runs(capsys):
     assert command_line.main(["list"]) == 0
     printed = capsys.readouterr().out
