@@ -5,11 +5,14 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import set_random_seed
+from torch import nn
 from torch.nn.utils import parameters_to_vector
 
 from sb3_wng import WNPG
 from sb3_wng.algorithms.behavior_samples import STATE_EMBEDDINGS, BehaviorSampler
+from sb3_wng.algorithms.policy_metrics import policy_metrics
 from sb3_wng.algorithms.rollouts import flat_rewards
 from sb3_wng.behavior import EMBEDDINGS, cut_windows, make_embedding
 
@@ -220,3 +223,57 @@ def test_an_embedding_that_promises_a_gradient_and_has_none_is_named(small):
     model = small(WNPG, "Pendulum-v1", metric="kernel", embedding=Detached(), embedding_horizon=4, n_basis=3)
     with pytest.raises(ValueError, match="is_pathwise=True promises a gradient"):
         model.learn(32)
+
+
+def sampled(model):
+    """A model's rollout, its gradient, and what draws behaviour from them."""
+    batch = model._policy_batch(next(model.rollout_buffer.get(batch_size=None)))
+    generator = torch.Generator().manual_seed(0)
+    sampler = BehaviorSampler(model.policy, model.actor_parameters, model.observation_space, model.action_space, generator)
+    return batch, model.policy_gradient(batch), sampler
+
+
+def test_actions_are_measured_in_units_of_their_spread_at_each_state(small, fill, monkeypatch):
+    model = fill(small(WNPG, "Pendulum-v1", metric="kernel", n_basis=4))
+    with torch.no_grad():
+        model.policy.action_net.weight.mul_(300)  # means spread far more than actions at one state
+    batch, estimate, _ = sampled(model)
+    scales, forward = [], model.kernel_metric.forward
+    monkeypatch.setattr(
+        model.kernel_metric, "forward", lambda sample, scale=1.0: scales.append(scale) or forward(sample, scale)
+    )
+    policy_metrics(model, batch, estimate, 1.0)
+    assert scales == pytest.approx([1 / batch.old_law.variance().item()])
+    assert batch.old_law.mean.std() > 1.5
+
+
+def test_a_combined_step_is_as_long_as_the_closed_form_says(small, fill):
+    settings = {"metric": "combined", "n_basis": 4, "target_kl": None, "target_distance": 1e-4, "line_search_max_iter": 0}
+    model = fill(small(WNPG, "Pendulum-v1", n_steps=128, **settings))
+    unit = model.action_law(torch.zeros(1, 3)).spread().item()
+    model.train()
+    assert model.logger.name_to_value["train/wasserstein_distance"] / unit == pytest.approx(1e-4, rel=0.1)
+
+
+class Shared(BaseFeaturesExtractor):
+    def __init__(self, space):
+        super().__init__(space, 4)
+        self.net = nn.Linear(3, 4)
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def test_the_kernel_of_actions_compares_states(small, fill):
+    model = fill(small(WNPG, "Pendulum-v1"))
+    batch, estimate, sampler = sampled(model)
+    sample = sampler.actions(batch, estimate)
+    assert torch.equal(sample.context, batch.observations)
+
+
+def test_values_do_not_move_along_the_path(small, fill):
+    model = fill(small(WNPG, "Pendulum-v1", policy_kwargs={"features_extractor_class": Shared}))
+    batch, estimate, sampler = sampled(model)
+    sample = sampler.actions_and_values(batch, estimate)
+    grads = torch.autograd.grad(sample.embeddings[:, -1].sum(), model.actor_parameters, allow_unused=True)
+    assert all(grad is None or not grad.any() for grad in grads)

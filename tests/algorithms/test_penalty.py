@@ -169,3 +169,22 @@ def test_a_reference_is_compared_in_the_environments_own_units(small):
     seen = embedding.seen[-1]
     assert seen[:, 2].abs().max() < 9  # rates of the pendulum
     torch.testing.assert_close(seen[:, :2].norm(dim=1), torch.ones(len(seen)))  # cosine and sine
+
+
+def test_the_coefficient_keeps_within_bounds():
+    penalty = BehaviorPenalty(1.0, is_adaptive=True)
+    penalty.begin(GaussianLaw(torch.zeros(5, 2), torch.ones(5, 2)))
+    for distance, bound in ((1e9, 1e4), (0.0, 1e-4)):
+        for _ in range(60):
+            penalty.adapt(distance, 0.02)
+        assert penalty.coefficient.item() == pytest.approx(bound)
+
+
+def test_the_unit_of_a_reference_is_the_variance_of_both_samples():
+    generator = torch.Generator().manual_seed(0)
+    old = GaussianLaw(torch.randn(60, 2, generator=generator), torch.ones(60, 2))
+    reference = 5 + torch.randn(30, 2, generator=generator)
+    penalty = BehaviorPenalty(2.0, "sinkhorn", reference=reference, seed=0)
+    penalty.begin(old)
+    points = torch.cat([penalty._points(old, penalty.rollout_noise), reference])
+    assert penalty.standing.unit == pytest.approx(points.var(dim=0, correction=0).sum().item(), rel=0.03)

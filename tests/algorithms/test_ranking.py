@@ -283,3 +283,23 @@ def test_asking_at_the_end_of_a_rollout_is_about_that_rollout_and_leaves_it_alon
     undisturbed = WNPG(policy, counted(env), **settings).learn(128)
     for name, value in undisturbed.policy.state_dict().items():
         assert torch.equal(model.policy.state_dict()[name], value)
+
+
+def test_a_held_out_gain_is_that_of_the_other_half():
+    model = model_of().learn(256)
+    (fisher,) = [r for r in rank_embeddings(model, ["actions"], 6, 8, dampings=(0.1,)) if r.embedding == "fisher"]
+    rollout = _Rollout(model, 8, 6, 1.0, 0)
+    metric, gains = rollout.control("fisher"), []
+    for mine, theirs in ((0, 1), (1, 0)):
+        direction = metric.halves[mine].solve(rollout.halves[mine].gradient, 0.1)
+        gains.append(rollout.halves[theirs].gain(direction, metric.halves[theirs]))
+    assert fisher.own_gain == pytest.approx(np.mean(gains), rel=1e-4)
+
+
+def test_the_damping_is_the_one_with_the_largest_held_out_gain():
+    model = model_of().learn(256)
+    dampings = (0.001, 0.1, 10.0)
+    chosen = {r.embedding: r for r in rank_embeddings(model, None, 6, 8, dampings)}
+    for damping in dampings:
+        for rank in rank_embeddings(model, None, 6, 8, (damping,)):
+            assert chosen[rank.embedding].held_out_gain >= rank.held_out_gain - 1e-9

@@ -262,3 +262,43 @@ def test_agents_that_draw_from_numpy_are_seeded_too():
     one, other = (collect_trajectories(agent, "CartPole-v1", n_steps=64, horizon=8, seed=4) for _ in range(2))
     assert torch.equal(one.actions, other.actions)
     np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+
+
+def spies(n_envs, n_steps=7):
+    return DummyVecEnv([lambda: TimeLimit(Spy(), n_steps)] * n_envs)
+
+
+def test_windows_of_an_agent_end_with_its_episodes():
+    agent = PPO("MlpPolicy", spies(1), n_steps=8, batch_size=8, device="cpu")
+    assert collect_trajectories(agent, n_steps=20, horizon=HORIZON).lengths.tolist() == [5, 2, 5, 2, 5, 1]
+
+
+@pytest.mark.parametrize(("n_steps", "n_collected"), [(4, 6), (1, 3)])
+def test_every_environment_takes_the_same_number_of_steps_and_one_at_least(n_steps, n_collected):
+    agent = PPO("MlpPolicy", spies(3), n_steps=8, batch_size=8, device="cpu")
+    assert collect_trajectories(agent, n_steps=n_steps, horizon=HORIZON).mask.sum() == n_collected
+
+
+def test_an_agent_with_a_memory_keeps_it(monkeypatch):
+    agent = PPO("MlpPolicy", spies(1), n_steps=8, batch_size=8, device="cpu")
+    given, predict = [], agent.predict
+
+    def remember(*args, state, **kwargs):
+        given.append(state)
+        return predict(*args, **kwargs)[0], len(given)
+
+    monkeypatch.setattr(agent, "predict", remember)
+    collect_trajectories(agent, n_steps=4)
+    assert given == [None, 1, 2, 3]
+
+
+def test_noise_is_drawn_as_often_as_in_training():
+    agent = PPO("MlpPolicy", TimeLimit(Spy(), 50), use_sde=True, sde_sample_freq=1, n_steps=64, device="cpu", seed=0)
+    actions = collect_trajectories(agent, n_steps=40, horizon=HORIZON).actions[:, :, 0]
+    assert (actions.std(dim=1) > 1e-3).all()
+
+
+def test_a_demonstration_without_a_step_is_refused():
+    empty, walk = (Trajectory(torch.zeros(n, 1), torch.zeros(n, 1), torch.ones(n)) for n in (0, 3))
+    with pytest.raises(ValueError, match="at least one step"):
+        reference_points([walk, empty], None, horizon=HORIZON)

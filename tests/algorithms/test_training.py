@@ -620,3 +620,17 @@ def test_the_critic_learns_the_returns_and_nothing_else(small, fill):
     with torch.no_grad():
         error = (model.policy.predict_values(rollout.observations).flatten() - returns).square().mean()
     assert error < 0.1 * returns.var()
+
+
+def test_kernel_metrics_of_other_seeds_draw_otherwise(small):
+    zero, one = (small(WNPG, metric="kernel", n_basis=4, seed=seed).kernel_metric.generator.get_state() for seed in (0, 1))
+    assert not torch.equal(zero, one)
+
+
+def test_the_log_is_about_values_and_spread(small, fill):
+    model = fill(small(WNPG, "Pendulum-v1"))
+    model.train()
+    buffer, logged = model.rollout_buffer, model.logger.name_to_value
+    residual = (buffer.returns - buffer.values).var()
+    assert logged["train/explained_variance"] == pytest.approx(1 - residual / buffer.returns.var(), rel=1e-4)
+    assert logged["train/std"] == pytest.approx(model.policy.log_std.exp().mean().item())

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from sb3_wng.behavior import NoveltyBonus, WassersteinBonus
+from sb3_wng.geometry import DualPotentials, sinkhorn_potential
 
 
 @pytest.fixture
@@ -155,3 +156,45 @@ def test_bad_arguments_are_refused():
     bonus.update(torch.zeros(1, 2))
     with pytest.raises(ValueError, match="2 columns as before, got 3"):
         bonus.update(torch.zeros(1, 3))
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("bonus", [WassersteinBonus(), NoveltyBonus()], ids=["wasserstein", "novelty"])
+def test_the_memory_keeps_no_graph(bonus):
+    bonus.update(2 * torch.ones(1, 2, requires_grad=True))
+    assert not bonus.embeddings.requires_grad
+
+
+def test_dual_potentials_between_and_within_share_a_regularisation():
+    x, y = normal(40, 2), 0.5 * normal(3, 2, seed=1) + 1
+    bonus = WassersteinBonus(3, "dual", entropic_reg=0.3, n_features=20, saturation=None)
+    bonus.update(y)
+    across, within = (DualPotentials(2, 20, 0.3) for _ in range(2))
+    across.fit(x, y)
+    within.fit(x, x, across.gamma)
+    torch.testing.assert_close(bonus(x), across(x) - within(x))
+
+
+def test_distances_saturate_without_candidates_too():
+    scores = []
+    for scale, saturation in ((1.0, 0.25), (4.0, 1.0)):
+        bonus = WassersteinBonus(saturation=saturation)
+        bonus.update(scale * normal(3, 2, seed=1))
+        scores.append(bonus(scale * normal(10, 2)))
+    torch.testing.assert_close(*scores)
+
+
+def test_the_logged_value_is_a_squared_distance():
+    bonus = WassersteinBonus(saturation=None)
+    bonus.update(normal(30, 2) + torch.tensor([3.0, 4.0]))
+    assert bonus.value(normal(30, 2)) == pytest.approx(25.0, rel=1e-3)
+
+
+def test_the_regularisation_is_the_one_that_is_asked_for():
+    x, y = normal(10, 2), normal(3, 2, seed=1)
+    bonus = WassersteinBonus(entropic_reg=0.05, saturation=None)
+    bonus.update(y)
+    torch.testing.assert_close(bonus(x), sinkhorn_potential(x, y, 0.05, "sqeuclidean", 5000, 1e-3))

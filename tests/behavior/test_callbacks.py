@@ -439,6 +439,7 @@ def test_figures_go_where_they_were_asked_for(output, tmp_path, monkeypatch):
     model = cartpole()
     model.set_logger(configure(str(tmp_path), formats))
     model.learn(5 * 128, BehaviorCallback(plot_dir=plot_dir, plot_every=2))
+    assert all(returns.max() > 1 for _, returns, *_ in drawn)  # of windows; a step pays one
     if output == "none":
         assert drawn == []
     elif output == "plot_dir":
@@ -506,3 +507,12 @@ def test_a_training_too_short_to_record_anything_is_warned_of():
     model = DQN("MlpPolicy", "CartPole-v1", learning_starts=10, device="cpu")
     with pytest.warns(UserWarning, match="recorded nothing in 32 steps: every_n_steps is 2048"):
         model.learn(30, BehaviorCallback())
+
+
+def test_a_callback_that_moves_to_other_environments_begins_anew():
+    callback = BehaviorCallback(embedding_horizon=HORIZON)
+    build(PPO, diaries(1), batch_size=24, **ON).learn(48, callback)
+    assert len(callback.distances) == 1
+    other = build(PPO, diaries(3), batch_size=24, **ON).learn(72)
+    other.learn(72, callback, reset_num_timesteps=False)
+    assert callback.distances == []

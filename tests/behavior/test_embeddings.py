@@ -98,3 +98,9 @@ def test_functions_get_trajectories_that_numpy_can_read(trajectories):
     assert points.shape == (2, 1)
     attached_points = make_embedding(lambda trajectory: (attached.observations * 2).sum())(attached)
     assert not attached_points.requires_grad
+
+
+def test_the_final_state_is_where_the_last_step_led_if_that_is_known():
+    zeros = torch.zeros(2, 3, 1)
+    windows = Trajectories(zeros, zeros, zeros[..., 0], torch.ones(2, 3, dtype=torch.bool), torch.tensor([[5.0], [6.0]]))
+    assert make_embedding("final_state")(windows).tolist() == [[5.0], [6.0]]

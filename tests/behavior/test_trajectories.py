@@ -63,3 +63,9 @@ def test_trajectories_iterate_without_their_padding():
 def test_a_horizon_below_one_is_refused():
     with pytest.raises(ValueError, match="embedding_horizon must be >= 1"):
         cut_windows(starts([1, 0]), horizon=0)
+
+
+def test_starts_are_left_as_they_were():
+    given = np.zeros((4, 2), dtype=bool)
+    cut_windows(given, 2)
+    assert not given.any()

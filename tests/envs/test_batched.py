@@ -232,3 +232,50 @@ def test_bad_calls_say_what_to_do():
 def test_gymnasium_shows_tasks_in_a_window(env_id):
     env = gym.make(env_id, render_mode="human")  # shows nothing, and needs no pygame, before the first reset
     assert isinstance(env, gym.wrappers.HumanRendering)
+
+
+def test_a_failure_in_the_last_step_is_no_time_out():
+    env = make_batched("RllabCartPole-v0", 2, seed=0, max_episode_steps=3)
+    env.reset()
+    for _ in range(2):
+        env.step(np.zeros((2, 1)))
+    env._states[0, 0] = 3.0  # off the track
+    _, _, dones, infos = env.step(np.zeros((2, 1)))
+    assert dones.all()
+    assert [info["TimeLimit.truncated"] for info in infos] == [False, True]
+
+
+def test_a_shorter_limit_ends_episodes_that_are_past_it():
+    env = make_batched("RllabDoublePendulum-v0", 2, seed=0)
+    env.reset()
+    for _ in range(5):
+        env.step(np.zeros((2, 1)))
+    env.set_attr("max_episode_steps", 3)
+    assert env.step(np.zeros((2, 1)))[2].all()
+
+
+def test_a_reset_begins_returns_and_lengths_anew():
+    env = make_batched("TwoGoals-v0", 2, seed=0)
+    env.reset()
+    for _ in range(5):
+        env.step(np.ones((2, 2)))
+    env.reset()
+    step = env.step_batch(np.ones((2, 2)))
+    assert step.lengths.tolist() == [1, 1]
+    np.testing.assert_array_equal(step.returns, step.rewards)
+
+
+def test_every_column_has_infos_of_its_own_and_every_action_one_step():
+    env = make_batched("RllabDoublePendulum-v0", 2, seed=0)
+    env.reset()
+    with pytest.raises(RuntimeError, match="step_async"):
+        env.step_wait()
+    *_, infos = env.step(np.zeros((2, 1)))
+    assert infos[0] is not infos[1]
+    with pytest.raises(RuntimeError, match="step_async"):
+        env.step_wait()
+
+
+def test_methods_of_the_task_get_their_arguments():
+    env = make_batched("RllabDoublePendulum-v0", 2, seed=0)
+    np.testing.assert_array_equal(env.env_method("force", np.array([[0.5]])), [[25.0]] * 2)

@@ -283,3 +283,33 @@ def test_bodies_and_gravity_are_rllabs():
     assert (GRAVITY, CART_MASS, CAR_MASS) == (10, 1, 0.4)
     assert POLE.inertia == pytest.approx(0.1 * (1 + 0.01) / 12 + 0.1 / 4)
     assert LINK.first_moment == 0.25
+
+
+def test_limits_of_speed_are_box2ds():
+    assert (MAX_TRANSLATION, MAX_ROTATION) == (2, np.pi / 2)  # per step
+    for speed in (1e3, -1e3):
+        assert abs(mechanics.step_mountain_car(np.array([[0.0, speed]]), np.zeros(1), 0.05)[0, 1]) == MAX_TRANSLATION / 0.05
+
+
+def test_a_step_of_the_double_pendulum_is_two_of_box2d():
+    states = random_states((1.5, 1, 1.5, 1))
+    forces = np.linspace(-50, 50, len(states))
+    expected = run(mechanics.step_double_pendulum, states, forces, 0.01, 0.02)[-1]
+    np.testing.assert_allclose(DoublePendulum().step(states, forces[:, None] / 50)[0], expected)
+
+
+@pytest.mark.parametrize("task", [CartPole(), CartPoleSwingUp(), MountainCar()], ids=lambda task: type(task).__name__)
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_fastest_states_are_observations(task, sign):
+    fastest = [task.max_position, MAX_TRANSLATION / task.dt, 0, MAX_ROTATION / task.dt]
+    state = sign * np.array([fastest[:2] if isinstance(task, MountainCar) else fastest])
+    states, *_ = task.step(state, np.array([[float(sign)]]))
+    assert task.observation_space.contains(task.observe(states)[0])
+
+
+@pytest.mark.parametrize("observation", ["raw", "cos_sin"])
+def test_the_double_pendulum_turns_faster_between_steps_than_in_one(observation):
+    task = DoublePendulum(observation=observation)
+    states, *_ = task.step(np.array([[2.39, 144.65, 0.62, 4.76]]), np.array([[1.0]]))
+    assert np.abs(states[0, [1, 3]]).max() > MAX_ROTATION / task.dt
+    assert task.observation_space.contains(task.observe(states)[0])

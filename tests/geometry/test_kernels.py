@@ -63,3 +63,9 @@ def test_points_and_coordinates_are_functions_of_the_generator():
     draws = [random_points(torch.zeros(50, 2), 20, torch.Generator().manual_seed(3)) for _ in range(2)]
     assert torch.equal(*draws)
     assert len(draws[0].unique()) == 20
+
+
+def test_rounding_is_not_taken_for_a_scale():
+    samples = torch.full((5, 3), 0.1, dtype=torch.float64)
+    samples[0] += 1.6e-16
+    assert GaussianKernel.from_samples(samples[:2], samples, 1.0).bandwidth == 10.0

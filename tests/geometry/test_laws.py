@@ -163,3 +163,30 @@ def test_factors_add_up():
     for distance in ("total_variation", "wasserstein_distance", "kl_divergence"):
         parts = [getattr(a, distance)(b) for a, b in pairs]
         torch.testing.assert_close(getattr(p, distance)(q), parts[0] + parts[1])
+
+
+@pytest.mark.parametrize("make", [gaussian, categorical])
+def test_a_detached_law_has_no_graph(make):
+    law = make()
+    attached = replace(law, **{name: part.requires_grad_() for name, part in vars(law).items() if torch.is_tensor(part)})
+    assert not any(part.requires_grad for part in vars(attached.detach()).values() if torch.is_tensor(part))
+
+
+def test_selected_laws_weigh_the_spread_as_before():
+    law, other = (replace(gaussian(seed=seed), std_weight=4.0) for seed in (0, 1))
+    rows = torch.tensor([3, 0])
+    torch.testing.assert_close(
+        law.select(rows).wasserstein_distance(other.select(rows)), law.wasserstein_distance(other)[rows]
+    )
+
+
+def test_the_categorical_distance_is_symmetric():
+    law, other = categorical(seed=0), categorical(seed=1)
+    torch.testing.assert_close(law.wasserstein_distance(other), other.wasserstein_distance(law))
+
+
+def test_a_factor_without_a_choice_adds_nothing():
+    law = categorical(sizes=(3,))
+    padded = CategoricalLaw(torch.cat([law.log_probs, torch.zeros(4, 1)], dim=1), (3, 1))
+    torch.testing.assert_close(padded.spread(), law.spread())
+    torch.testing.assert_close(padded.wasserstein_distance(padded), torch.zeros(4, dtype=torch.float64))

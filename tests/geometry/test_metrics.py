@@ -442,3 +442,31 @@ def test_a_sum_of_metrics_is_the_sum_of_their_matrices():
     grad = torch.randn(4, generator=generator, dtype=torch.float64)
     damped = expected + 0.3 * torch.eye(4, dtype=torch.float64)
     torch.testing.assert_close(metric.solve(grad, 0.3), torch.linalg.solve(damped, grad))
+
+
+def test_contexts_have_the_bandwidth_that_is_asked_for():
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(200, 2, generator=generator, dtype=torch.float64) + theta
+    context = torch.randn(200, 3, generator=generator, dtype=torch.float64)
+    wide, pooled = (
+        wasserstein_factor(BehaviorSample(x, Pathwise(x, [theta]), c), 1, 3.0, torch.Generator().manual_seed(0))
+        for c in (context, None)
+    )
+    torch.testing.assert_close(wide, pooled, rtol=1e-2, atol=1e-3)  # all contexts are alike
+
+
+def test_a_function_at_one_context_does_not_see_another():
+    seen = []
+    x = torch.randn(100, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    context = torch.tensor([[-1.0], [1.0]], dtype=torch.float64).repeat(50, 1)
+    sample = BehaviorSample(x, lambda values, gradients: seen.extend([values, gradients[:, :, 0]]) or values, context)
+    wasserstein_factor(sample, 1, -1.5, torch.Generator().manual_seed(1))
+    for part in seen:
+        sums = part[0].abs().reshape(50, 2).sum(dim=0)
+        assert sums.min() < 1e-6 * sums.max()
+
+
+def test_the_score_of_a_single_sample_says_nothing():
+    theta = torch.zeros(1, requires_grad=True)
+    assert ScoreFunction(theta * 1.0, [theta])(torch.ones(3, 1), torch.zeros(3, 1, 1)).tolist() == [[0.0]] * 3

@@ -155,3 +155,22 @@ def test_a_particles_radial_push_ignores_the_others():
     particles = normal(4, 6)
     moved = torch.cat([particles[:1], 5 * normal(3, 6, seed=1)])
     torch.testing.assert_close(radial_push(moved)[0], radial_push(particles)[0])
+
+
+def test_the_printed_bandwidth_squares_the_median():
+    particles = torch.tensor([[0.0], [1.0], [3.0], [7.0]], dtype=torch.float64)  # distances 1, 2, 3, 4, 6, 7
+    assert median_bandwidth(squared_distances(particles), "printed") == pytest.approx(3.5**2 / math.log(5))
+
+
+def test_the_radial_push_of_two_particles_counts_their_distances_to_themselves():
+    particles = normal(2, 3)
+    norms = particles.square().sum(dim=1)
+    h = norms / (2 * math.log(3))  # of 0, d, d, 0 with d = 2 |x|^2 the median is d / 2
+    torch.testing.assert_close(radial_push(particles), particles * (4 / h * (-2 * norms / h).exp())[:, None])
+
+
+def test_distances_of_near_particles_are_never_negative():
+    for seed in range(10):
+        particles = normal(3, 50, seed=seed)
+        near = torch.cat([particles, particles + 1e-9 * normal(3, 50, seed=seed + 99)])
+        assert (squared_distances(near) >= 0).all()

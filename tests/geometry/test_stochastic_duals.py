@@ -219,3 +219,62 @@ def test_visits_must_be_of_atoms_that_there_are(indices):
         SinkhornDual(costs, torch.ones(3)).update(visited)
     with pytest.raises(ValueError, match="indices must be those of one or more of the 3 atoms, from 0 to 2"):
         AlternatingDual(costs).update(torch.arange(3), visited)
+
+
+@pytest.mark.parametrize(
+    ("make", "n_arguments"),
+    [(lambda: KernelDual(2), 2), (lambda: SemiDiscreteDual(ATOMS), 1)],
+    ids=["kernel", "semi-discrete"],
+)
+def test_a_saved_dual_learns_on_where_it_was(make, n_arguments, generator):
+    batches = torch.randn((4, n_arguments, 5, 2), generator=generator, dtype=torch.float64)
+    whole, resumed = make(), make()
+    for batch in batches[:3]:
+        whole.update(*batch)
+    resumed.load_state_dict(whole.state_dict())
+    for dual in (whole, resumed):
+        dual.update(*batches[3])
+    torch.testing.assert_close(resumed.signal(batches[0, 0]), whole.signal(batches[0, 0]), rtol=0, atol=0)
+
+
+def test_steps_that_are_far_too_long_overflow_nothing():
+    kernel, alternating = KernelDual(1, entropic_reg=0.01, rate=100.0), AlternatingDual(torch.zeros(2, 2), 0.01, rate=100.0)
+    for _ in range(5):
+        kernel.update(torch.zeros(3, 1), torch.ones(3, 1))
+        alternating.update(torch.tensor([0, 1]), torch.tensor([0, 1]))
+    assert torch.isfinite(kernel.signal(torch.zeros(1, 1))).all()
+    assert torch.isfinite(alternating.signal(torch.arange(2))).all()
+
+
+def test_the_target_is_a_law_however_it_is_given():
+    costs = torch.cdist(ATOMS, ATOMS)
+    target = torch.tensor([1.0, 2.0, 5.0, 2.0])
+    torch.testing.assert_close(SinkhornDual(costs, target).target, SinkhornDual(costs, 100 * target).target)
+    dual = SinkhornDual(costs, torch.tensor([0.0, 0.5, 0.3, 0.2]))  # an atom without mass
+    dual.update(torch.arange(4))
+    assert (dual.target > 0).all()
+    assert torch.isfinite(dual.potential).all()
+    with pytest.raises(ValueError, match="target must be 4 finite numbers >= 0"):
+        SinkhornDual(costs, torch.tensor([1.0, -0.5, 1.0, 1.0]))
+
+
+@pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 2.0, 3.0, 4.0])], ids=["equal", "unequal"])
+def test_weights_of_atoms_are_normalised(weights, generator):
+    x = torch.randn((6, 2), generator=generator, dtype=torch.float64)
+    duals = SemiDiscreteDual(ATOMS, weights), SemiDiscreteDual(ATOMS, 7 * (torch.ones(4) if weights is None else weights))
+    for dual in duals:
+        dual.update(x)
+        torch.testing.assert_close(dual.weights.sum().item(), 1.0)
+    torch.testing.assert_close(duals[0].signal(x), duals[1].signal(x))
+
+
+def test_the_alternating_dual_starts_with_a_plan_of_mass_one():
+    assert AlternatingDual(torch.zeros(30, 40), 0.1)._plan().sum().item() == pytest.approx(1)
+
+
+def test_the_signal_of_the_semi_discrete_dual_is_that_of_its_averaged_potential(generator):
+    x, dual = torch.randn((5, 2), generator=generator, dtype=torch.float64), SemiDiscreteDual(ATOMS, entropic_reg=0.1)
+    for _ in range(4):
+        dual.update(torch.randn((5, 2), generator=generator, dtype=torch.float64))
+    mass = dual.weights * ((dual.average - torch.cdist(x, ATOMS)) / 0.1).exp()
+    torch.testing.assert_close(dual.signal(x), dual.weights @ dual.average - 0.1 * mass.sum(dim=1).log())

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sb3_wng.geometry import DualPotentials, dual_potentials, sinkhorn_distance, total_variation
+from sb3_wng.geometry import DualPotentials, dual_potentials, sinkhorn_distance, sinkhorn_potential, total_variation
 from sb3_wng.geometry.dual_potentials import _newton
 from sb3_wng.geometry.transport import cost_matrix
 
@@ -496,3 +496,33 @@ def test_few_samples_in_many_dimensions_have_the_same_potentials_by_a_smaller_sy
     elsewhere = torch.randn(20, 150, generator=generator)
     torch.testing.assert_close(small(elsewhere), whole(elsewhere))
     assert sizes == [10, 10, 210, 210]
+
+
+def test_a_potential_carries_no_gradient():
+    x = cloud(6, 2).requires_grad_()
+    assert not sinkhorn_potential(x, cloud(5, 2, seed=1) + 1).requires_grad  # it weighs scores
+
+
+def test_many_samples_and_little_blur_converge_at_any_tolerance():
+    x, y = cloud(300, 2), 3 * cloud(300, 2, seed=1) + 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for tolerance in (1e-1, 3e-2, 1e-2, 1e-3):
+            sinkhorn_distance(x, y, 0.01, tolerance=tolerance, max_steps=10_000)
+
+
+def test_a_start_that_has_become_wrong_is_given_up():
+    x, y = cloud(64, 2), cloud(64, 2, seed=1)
+    duals = DualPotentials(2)
+    duals.fit(x, y + 5)
+    warm, cold = duals.fit(x, y - 5), DualPotentials(2).fit(x, y - 5)
+    assert warm.n_steps <= cold.n_steps
+    torch.testing.assert_close(warm.value, cold.value)
+
+
+def test_plain_distances_have_duals_in_their_own_unit():
+    x, y = cloud(100, 2), 2 * cloud(100, 2, seed=1)
+    duals = DualPotentials(2, cost="euclidean")
+    first, moved = duals.fit(x, y), duals.fit(100 * x - 300, 100 * y - 300)
+    assert moved.n_steps == 0
+    torch.testing.assert_close(moved.value, 100 * first.value, rtol=1e-9, atol=0)

@@ -50,5 +50,21 @@ def test_damping_must_be_a_finite_number_that_is_not_negative(value):
 def test_levenberg_marquardt_refuses_a_band_or_factor_that_cannot_work():
     with pytest.raises(ValueError, match="damping must lie in"):
         LevenbergMarquardtDamping(0.0)
+    with pytest.raises(ValueError, match="damping must lie in"):
+        LevenbergMarquardtDamping(0.1, maximum=0.05)
     with pytest.raises(ValueError, match="factor must be in"):
         LevenbergMarquardtDamping(0.1, factor=1.5)
+    with pytest.raises(ValueError, match="interval must be >= 1"):
+        LevenbergMarquardtDamping(0.1, interval=0)
+    with pytest.raises(ValueError, match="low < high"):
+        LevenbergMarquardtDamping(0.1, low=0.75, high=0.75)
+
+
+def test_a_setting_that_is_kept_survives_one_load():
+    saved, damping = LevenbergMarquardtDamping(0.1), LevenbergMarquardtDamping(3.0)
+    saved.update(0.0)
+    damping.keeps_setting = True
+    damping.load_state_dict(saved.state_dict())
+    assert damping.value.item() == 3.0
+    damping.load_state_dict(saved.state_dict())
+    assert damping.value.item() == saved.value.item()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
-from sb3_wng.geometry import BehaviorSample, EuclideanMetric, FactoredMetric, GaussNewtonMetric, Pathwise
+from sb3_wng.geometry import BehaviorSample, EuclideanMetric, FactoredMetric, GaussNewtonMetric, Pathwise, wasserstein_factor
 from sb3_wng.optim import (
     FixedRate,
     KernelWassersteinMetric,
@@ -17,7 +17,7 @@ from sb3_wng.optim import (
     Trial,
     TrustRegion,
 )
-from sb3_wng.optim.steps import ROUNDING
+from sb3_wng.optim.steps import ROUNDING, hold_parameters
 
 
 class Quadratic:
@@ -270,3 +270,99 @@ def test_the_kernel_metric_is_scaled_as_it_is_told():
     vector = torch.tensor([1.0, -2.0], dtype=torch.float64)
     torch.testing.assert_close(scaled.product(vector), 9 * plain.product(vector))
     assert plain.product(vector).norm() > 0
+
+
+def test_a_zero_direction_falls_back_to_the_gradient():
+    class Blind(EuclideanMetric):
+        def solve(self, grad, damping):  # as conjugate gradient where it sees no curvature
+            return torch.zeros_like(grad)
+
+    problem, natural = Quadratic(), NaturalGradient(FixedRate(0.1), damping=0.0)
+    problem.step(natural, Blind())
+    torch.testing.assert_close(problem.theta, 0.1 * problem.b)
+    assert natural.n_fallbacks.item() == 1
+
+
+def test_the_length_is_measured_by_the_metric_that_is_meant_for_it():
+    problem, natural = Quadratic(), NaturalGradient(TrustRegion(radius=1.0, max_iter=0), damping=0.1)
+    rough = FactoredMetric(0.5 * torch.eye(2))
+    natural.step(problem.parameters, problem.b, rough, 0.0, problem.evaluate, length_metric=EuclideanMetric())
+    assert problem.theta.norm().item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("rule", [FixedRate(0.1), TrustRegion(1.0)], ids=["rate", "region"])
+def test_a_curvature_that_is_not_finite_is_skipped(rule):
+    class Endless(EuclideanMetric):
+        def product(self, vector):
+            return vector * math.inf
+
+    problem, natural = Quadratic(), NaturalGradient(rule, damping=0.0)
+    assert not problem.step(natural, Endless()).accepted
+    assert torch.equal(problem.theta, torch.zeros(2))
+    assert natural.n_skipped.item() == 1
+
+
+def test_an_infinite_direction_is_skipped_and_no_fallback():
+    class Broken(EuclideanMetric):
+        def solve(self, grad, damping):
+            return -grad * math.inf
+
+    problem, natural = Quadratic(), NaturalGradient(FixedRate(0.1), damping=0.1)
+    assert not problem.step(natural, Broken()).accepted
+    assert (natural.n_skipped.item(), natural.n_fallbacks.item()) == (1, 0)
+
+
+def test_a_fall_that_was_predicted_is_no_success():
+    problem = Quadratic()
+    natural = NaturalGradient(FixedRate(3.0), LevenbergMarquardtDamping(0.1), curvature_weight=1.0)
+    assert problem.step(natural).reduction_ratio == 0
+    assert natural.damping.value.item() > 0.1
+
+
+@pytest.mark.parametrize("max_iter", [0, 10])
+def test_a_radius_of_zero_refuses_and_measures_nothing(max_iter):
+    problem, calls = Quadratic(), []
+    natural = NaturalGradient(TrustRegion(0.0, max_iter=max_iter), LevenbergMarquardtDamping(0.1))
+    report = natural.step(problem.parameters, problem.b, EuclideanMetric(), 0.0, lambda: calls.append(1))
+    assert report[:3] == (False, 0.0, None)
+    assert calls == []
+
+
+def test_several_steps_may_share_a_larger_region():
+    problem, optimistic = Quadratic(), FactoredMetric(0.5 * torch.eye(2))  # predicts a quarter of the true squared length
+    report = problem.step(NaturalGradient(TrustRegion(1.0, max_distance=4.0), damping=0.1), optimistic)
+    assert report.trial.distance == pytest.approx(4.0, rel=1e-4)
+
+
+def test_a_fixed_rate_with_a_cap_asks_for_no_improvement():
+    report = Quadratic().step(NaturalGradient(FixedRate(3.0, max_divergence=1e9), damping=0.0))
+    assert report.scale == 3.0
+    assert report.trial.objective < 0
+
+
+def test_an_optimiser_forgets_parameters_that_were_replaced():
+    old, new = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.Adam([old])
+    old.grad = torch.ones(2)
+    optimizer.step()
+    hold_parameters(optimizer, [new])
+    assert optimizer.state_dict()["state"] == {}  # torch could not save what belongs to no parameter
+
+
+def test_the_kernel_metric_passes_its_settings_on():
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(50, 2, generator=generator, dtype=torch.float64) * (1 + theta) + theta
+    sample, vector = BehaviorSample(x, Pathwise(x, [theta])), torch.tensor([1.0, -2.0], dtype=torch.float64)
+    for log_bandwidth in (0.0, 1.0):
+        factor = wasserstein_factor(sample, 3, log_bandwidth, torch.Generator().manual_seed(4))
+        found = KernelWassersteinMetric(3, log_bandwidth, diagonal_damping=True, seed=4)(sample)
+        torch.testing.assert_close(found.solve(vector, 0.3), FactoredMetric(factor, True).solve(vector, 0.3))
+
+
+def test_without_a_seed_kernel_metrics_draw_one():
+    torch.manual_seed(0)
+    first, second = (KernelWassersteinMetric().generator.initial_seed() for _ in range(2))
+    assert first != second
+    torch.manual_seed(0)
+    assert KernelWassersteinMetric().generator.initial_seed() == first

@@ -2,9 +2,11 @@
 
 import inspect
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import set_random_seed
@@ -392,3 +394,49 @@ def test_the_shipped_hyperparameters_build_a_population_for_every_task():
     sampled = rl_zoo3.hyperparams_opt.HYPERPARAMS_SAMPLER["wassersteinpopulation"](trial, 3, 8, {})
     assert set(sampled) <= known
     assert rl_zoo3.hyperparams_opt.HYPERPARAMS_CONVERTER["wassersteinpopulation"](trial.params) == sampled
+
+
+class Broken(gym.Env):
+    """The reward of one step is no number."""
+
+    observation_space, action_space = spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        return np.zeros(3, np.float32), np.nan if self.steps == 5 else 1.0, False, False, {}
+
+
+def test_the_message_says_where_a_bad_reward_occurred_and_not_where_it_was_charged():
+    env = make_vec_env(Broken, n_envs=4)
+    model = WassersteinPopulation("MlpPolicy", env, "pg", n_steps=16, embedding_horizon=4, device="cpu")
+    with pytest.raises(ValueError, match=r"non-finite rewards \(first at step 4"):
+        model.learn(64)
+
+
+def test_the_logged_distance_from_the_reference_is_the_mean_over_policies(fill):
+    reference = torch.stack([0.25 * torch.arange(20), torch.zeros(20)], dim=1).flatten()[None]
+    model = fill(
+        WassersteinPopulation(
+            "MlpPolicy",
+            make_batched("TwoGoals-v0", 20, seed=0),
+            "pg",
+            n_policies=2,
+            reference=reference,
+            n_steps=20,
+            embedding="state_sequence",
+            embedding_horizon=20,
+            seed=0,
+            device="cpu",
+        )
+    )
+    found = []
+    for share in model.shares():
+        points = torch.as_tensor(share.observations.swapaxes(0, 1).reshape(share.n_envs, -1))
+        found.append(sinkhorn_distance(points, reference, cost="euclidean").item())
+    assert model.logger.name_to_value["train/reference_distance"] == pytest.approx(np.mean(found), rel=1e-3)
+    assert abs(found[0] - found[1]) > 0.01 * found[0]
