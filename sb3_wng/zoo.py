@@ -144,15 +144,18 @@ def register() -> None:
         HYPERPARAMS_CONVERTER[algo] = convert_evolution_strategy_params
 
 
+def hyperparams_folder() -> Path:
+    """Where our hyperparameters are: beside this file's package in a checkout, or inside of the installed one."""
+    beside = Path(__file__).resolve().parents[1] / "zoo_hyperparams"  # first: another checkout may be the installed one
+    return beside if (beside / "wnpg.yml").exists() else Path(str(importlib.resources.files("sb3_wng.zoo_hyperparams")))
+
+
 def hyperparams_file(algo: str, is_published: bool = False) -> Path:
-    """Where the hyperparameters of one of our algorithms are: in the installed package, or beside a plain checkout.
+    """Where the hyperparameters of one of our algorithms are.
 
     :param is_published: the settings of the paper instead of the tuned ones
     """
-    try:
-        folder = Path(str(importlib.resources.files("sb3_wng.zoo_hyperparams")))
-    except ModuleNotFoundError:
-        folder = Path(__file__).resolve().parents[1] / "zoo_hyperparams"
+    folder = hyperparams_folder()
     path = folder / "published" / f"{algo}.yml" if is_published else folder / f"{algo}.yml"
     if not path.exists():
         _fail(f"there is no {path.relative_to(folder)} among the shipped hyperparameters")

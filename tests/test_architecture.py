@@ -20,9 +20,9 @@ MAY_IMPORT = {
     "envs": set(),
     "algorithms": {"geometry", "optim", "behavior"},
     "population": {"geometry", "optim", "behavior", "algorithms"},
-    "benchmarks": {"", "geometry", "optim", "behavior", "algorithms", "envs", "population"},
+    "benchmarks": {"", "geometry", "optim", "behavior", "algorithms", "envs", "population", "zoo"},
     "": {"geometry", "optim", "behavior", "algorithms", "envs", "population"},
-    "zoo": {"", "algorithms", "envs", "population", "benchmarks", "zoo_hyperparams", "zoo_search"},
+    "zoo": {"", "algorithms", "envs", "population", "zoo_hyperparams", "zoo_search"},
     "zoo_search": {"population"},
 }
 # Third parties: a closed list for the layers of plain PyTorch

@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import nn
 
 from sb3_wng.benchmarks.published import Published
+from sb3_wng.zoo import hyperparams_folder
 
 OURS = ("WNPG", "NPG", "PG", "BGPG", "BGWNPG")
 ALGORITHMS = {**dict.fromkeys(OURS, "sb3_wng"), "PPO": "stable_baselines3", "TRPO": "sb3_contrib"}
@@ -76,10 +77,9 @@ def register_environments() -> None:
 def hyperparameter_file(name: str) -> dict[str, dict[str, Any]]:
     """A YAML file of hyperparameters, by environment; see :class:`Method` for its name."""
     if name.startswith("rl_zoo3/"):
-        folder, name = importlib.resources.files("rl_zoo3").joinpath("hyperparams"), name.removeprefix("rl_zoo3/")
-    else:
-        folder = importlib.resources.files("sb3_wng.zoo_hyperparams")
-    return yaml.safe_load(folder.joinpath(f"{name}.yml").read_text())
+        folder = importlib.resources.files("rl_zoo3").joinpath("hyperparams")
+        return yaml.safe_load(folder.joinpath(f"{name.removeprefix('rl_zoo3/')}.yml").read_text())
+    return yaml.safe_load((hyperparams_folder() / f"{name}.yml").read_text())
 
 
 def shipped_hyperparameters(name: str, environment: str) -> dict[str, Any]:

@@ -268,6 +268,19 @@ def spies(n_envs, n_steps=7):
     return DummyVecEnv([lambda: TimeLimit(Spy(), n_steps)] * n_envs)
 
 
+class Named(gym.ObservationWrapper):
+    observation_space = spaces.Dict({"all": Spy.observation_space})
+
+    def observation(self, observation):
+        return {"all": observation}
+
+
+def test_stacked_frames_of_dictionaries_are_refused_too():
+    env = VecFrameStack(VecNormalize(DummyVecEnv([lambda: Named(TimeLimit(Spy(), 10))])), 3)
+    with pytest.raises(ValueError, match="wrap VecNormalize around it"):
+        collect_trajectories(PPO("MultiInputPolicy", env, n_steps=16, device="cpu"), n_steps=10)
+
+
 def test_windows_of_an_agent_end_with_its_episodes():
     agent = PPO("MlpPolicy", spies(1), n_steps=8, batch_size=8, device="cpu")
     assert collect_trajectories(agent, n_steps=20, horizon=HORIZON).lengths.tolist() == [5, 2, 5, 2, 5, 1]

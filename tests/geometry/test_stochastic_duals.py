@@ -273,7 +273,8 @@ def test_the_alternating_dual_starts_with_a_plan_of_mass_one():
 
 
 def test_the_signal_of_the_semi_discrete_dual_is_that_of_its_averaged_potential(generator):
-    x, dual = torch.randn((5, 2), generator=generator, dtype=torch.float64), SemiDiscreteDual(ATOMS, entropic_reg=0.1)
+    x = torch.randn((5, 2), generator=generator, dtype=torch.float64)
+    dual = SemiDiscreteDual(ATOMS, torch.tensor([1.0, 2.0, 3.0, 4.0]), 0.1)
     for _ in range(4):
         dual.update(torch.randn((5, 2), generator=generator, dtype=torch.float64))
     mass = dual.weights * ((dual.average - torch.cdist(x, ATOMS)) / 0.1).exp()
