@@ -119,16 +119,11 @@ class Population(BoundedProgress):
             self.rollout_buffer_class = DictRolloutBuffer if is_dict else RolloutBuffer
         learners = [self._make_learner() for _ in range(self.population_size)]
         first = learners[0].policy
+        given = {
+            name: self.policy_kwargs[name] for name in ("optimizer_class", "optimizer_kwargs") if name in self.policy_kwargs
+        }
         self.policy = PopulationPolicy(
-            type(first),
-            first._get_constructor_parameters(),
-            len(learners),
-            [learner.policy for learner in learners],
-            **{
-                name: self.policy_kwargs[name]
-                for name in ("optimizer_class", "optimizer_kwargs")
-                if name in self.policy_kwargs
-            },
+            type(first), first._get_constructor_parameters(), len(learners), [learner.policy for learner in learners], **given
         ).to(self.device)
         self.particles = [Particle(self.kind, learner) for learner in learners]
         self.critic_optimizers = Optimizers([particle.optimizer for particle in self.policy])
