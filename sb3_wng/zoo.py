@@ -33,6 +33,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from sb3_wng import BGES, BGPG, BGWNES, BGWNPG, ES, NPG, NSRES, PG, SVPG, WNES, WNPG, WassersteinPopulation
 from sb3_wng.population import AnnealedCoefficient, AnnealedTemperature, CyclicalTemperature
 from sb3_wng.population.particles import kind_name
+from sb3_wng.zoo_files import hyperparams_folder
 from sb3_wng.zoo_search import (
     OF_PARTICLES,
     convert_evolution_strategy_params,
@@ -142,12 +143,6 @@ def register() -> None:
     for algo in STRATEGIES:
         HYPERPARAMS_SAMPLER[algo] = functools.partial(sample_evolution_strategy_params, algo=algo)
         HYPERPARAMS_CONVERTER[algo] = convert_evolution_strategy_params
-
-
-def hyperparams_folder() -> Path:
-    """Where our hyperparameters are: beside this file's package in a checkout, or inside of the installed one."""
-    beside = Path(__file__).resolve().parents[1] / "zoo_hyperparams"  # first: another checkout may be the installed one
-    return beside if (beside / "wnpg.yml").exists() else Path(str(importlib.resources.files("sb3_wng.zoo_hyperparams")))
 
 
 def hyperparams_file(algo: str, is_published: bool = False) -> Path:

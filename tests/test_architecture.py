@@ -20,10 +20,11 @@ MAY_IMPORT = {
     "envs": set(),
     "algorithms": {"geometry", "optim", "behavior"},
     "population": {"geometry", "optim", "behavior", "algorithms"},
-    "benchmarks": {"", "geometry", "optim", "behavior", "algorithms", "envs", "population", "zoo"},
+    "benchmarks": {"", "geometry", "optim", "behavior", "algorithms", "envs", "population", "zoo_files"},
     "": {"geometry", "optim", "behavior", "algorithms", "envs", "population"},
-    "zoo": {"", "algorithms", "envs", "population", "zoo_hyperparams", "zoo_search"},
+    "zoo": {"", "algorithms", "envs", "population", "benchmarks", "zoo_files", "zoo_search"},
     "zoo_search": {"population"},
+    "zoo_files": {"zoo_hyperparams"},
 }
 # Third parties: a closed list for the layers of plain PyTorch
 MAY_USE = {"geometry": {"torch", "numpy", "ot"}, "optim": {"torch", "numpy"}}
@@ -138,7 +139,8 @@ def test_planted_upward_imports_are_caught(module, source):
         ("sb3_wng.population.svpg", "from stable_baselines3 import PPO\nfrom sb3_wng.algorithms import PG"),
         ("sb3_wng.benchmarks.run", "import rl_zoo3.utils\nfrom sb3_wng import PG, __version__"),
         ("sb3_wng.__init__", "from .algorithms import PG\nfrom sb3_wng import envs"),
-        ("sb3_wng.zoo", "import rl_zoo3\nfrom sb3_wng import zoo_hyperparams"),
+        ("sb3_wng.zoo", "import rl_zoo3\nfrom sb3_wng import zoo_files"),
+        ("sb3_wng.zoo_files", "from sb3_wng import zoo_hyperparams"),
     ],
 )
 def test_downward_imports_are_let_through(module, source):

@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import nn
 
 from sb3_wng.benchmarks.published import Published
-from sb3_wng.zoo import hyperparams_folder
+from sb3_wng.zoo_files import hyperparams_folder
 
 OURS = ("WNPG", "NPG", "PG", "BGPG", "BGWNPG")
 ALGORITHMS = {**dict.fromkeys(OURS, "sb3_wng"), "PPO": "stable_baselines3", "TRPO": "sb3_contrib"}
