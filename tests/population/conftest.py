@@ -44,6 +44,33 @@ def chase():
     return Chase
 
 
+class Breaking(gym.Env):
+    """One observation or reward is no number."""
+
+    observation_space, action_space = spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,))
+
+    def __init__(self, broken, at):
+        self.broken, self.at, self.steps = broken, at, 0
+
+    def _observe(self):
+        bad = self.broken == "observations" and self.steps == self.at
+        return np.full(3, np.nan if bad else 0.5, np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._observe(), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self._observe(), np.nan if self.broken == "rewards" and self.steps == self.at else 1.0, False, False, {}
+
+
+@pytest.fixture
+def breaking():
+    """``breaking("observations" or "rewards", step)``: an environment with a number that is none."""
+    return Breaking
+
+
 @pytest.fixture
 def small():
     """``small(algorithm, env, policy, **settings)`` is a population that trains quickly."""

@@ -1,10 +1,8 @@
 """What each particle learns from: its own share, in whole and in pieces, and nothing that is no number."""
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 
 from sb3_wng.algorithms.rollouts import flat_rewards
 from sb3_wng.population import particles
@@ -35,29 +33,10 @@ def test_an_episode_that_ends_with_the_rollout_is_not_bootstrapped(small, fill, 
     np.testing.assert_allclose(buffer.advantages[-1], buffer.rewards[-1] - buffer.values[-1], rtol=1e-4, atol=1e-5)
 
 
-class Broken(gym.Env):
-    observation_space, action_space = spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,))
-
-    def __init__(self, broken, at):
-        self.broken, self.at, self.steps = broken, at, 0
-
-    def _observe(self):
-        bad = self.broken == "observations" and self.steps == self.at
-        return np.full(3, np.nan if bad else 0.5, np.float32)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return self._observe(), {}
-
-    def step(self, action):
-        self.steps += 1
-        return self._observe(), np.nan if self.broken == "rewards" and self.steps == self.at else 1.0, False, False, {}
-
-
 @pytest.mark.parametrize(("broken", "at"), [("rewards", 5), ("observations", 5), ("observations", 16)])
 @pytest.mark.parametrize("name", ["pg", "a2c", "wnpg"])
-def test_numbers_that_are_not_finite_are_refused_before_anything_is_learnt(small, name, broken, at):
-    model = small(name, lambda: Broken(broken, at))
+def test_numbers_that_are_not_finite_are_refused_before_anything_is_learnt(small, breaking, name, broken, at):
+    model = small(name, lambda: breaking(broken, at))
     theta = model.policy.theta.clone()
     with pytest.raises(ValueError, match=rf"env\b.*\b{broken}"):
         model.learn(16 * 6)

@@ -2,11 +2,9 @@
 
 import inspect
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import set_random_seed
@@ -396,23 +394,8 @@ def test_the_shipped_hyperparameters_build_a_population_for_every_task():
     assert rl_zoo3.hyperparams_opt.HYPERPARAMS_CONVERTER["wassersteinpopulation"](trial.params) == sampled
 
 
-class Broken(gym.Env):
-    """The reward of one step is no number."""
-
-    observation_space, action_space = spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,))
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.steps = 0
-        return np.zeros(3, np.float32), {}
-
-    def step(self, action):
-        self.steps += 1
-        return np.zeros(3, np.float32), np.nan if self.steps == 5 else 1.0, False, False, {}
-
-
-def test_the_message_says_where_a_bad_reward_occurred_and_not_where_it_was_charged():
-    env = make_vec_env(Broken, n_envs=4)
+def test_the_message_says_where_a_bad_reward_occurred_and_not_where_it_was_charged(breaking):
+    env = make_vec_env(lambda: breaking("rewards", 5), n_envs=4)
     model = WassersteinPopulation("MlpPolicy", env, "pg", n_steps=16, embedding_horizon=4, device="cpu")
     with pytest.raises(ValueError, match=r"non-finite rewards \(first at step 4"):
         model.learn(64)
