@@ -9,11 +9,10 @@ environments stood inside theirs is not saved, so its returns differ from those 
 from __future__ import annotations
 
 import io
-import multiprocessing
 import pickle
 import time
 from collections.abc import Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from sb3_wng.benchmarks.checkpoints import (
     write_checkpoint,
 )
 from sb3_wng.benchmarks.models import Experiment, algorithm_class, make_env, make_model, settings
+from sb3_wng.benchmarks.pool import make_pool
 from sb3_wng.benchmarks.records import append_records, read_records
 
 FINISHED, ALREADY_FINISHED, PAUSED, TAKEN = "finished", "already finished", "paused", "running elsewhere"
@@ -249,7 +249,7 @@ def run_all(runs: list[Run], jobs: int, budget: float = float("inf"), checkpoint
     deadline = time.time() + budget
     progress = Progress(pending)
     outcomes: list[str] = []
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with make_pool(jobs) as pool:
         futures = {pool.submit(train, run, deadline, checkpoint_every): run for run in pending}
         waiting: set[Future[str]] = set(futures)
         while waiting:

@@ -1,9 +1,13 @@
+import multiprocessing
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 pytest.importorskip("rl_zoo3")
 pytest.importorskip("pybullet_envs_gymnasium")
+
+from filelock import FileLock
 
 from sb3_wng.benchmarks import conditioning, pool, unseen_states
 from sb3_wng.benchmarks.checkpoints import only_one
@@ -41,6 +45,28 @@ def test_runs_are_recorded_one_by_one_and_a_failing_one_costs_only_itself(thread
     assert "4 2 paused" in printed
     assert not run_pending(path, 2, lambda: [(4, 2)], divide, record)
     assert run_pending(path, 2, lambda: [(9, 3)], divide, record)
+
+
+def hold(folder):
+    with FileLock(folder / "lock"):
+        (folder / "is_held").touch()
+        time.sleep(600)
+
+
+def hold_in_a_pool(folder):
+    with pool.make_pool(1) as workers:
+        workers.submit(hold, folder).result()
+
+
+def test_workers_end_with_the_process_that_made_them(tmp_path):
+    process = multiprocessing.get_context("spawn").Process(target=hold_in_a_pool, args=(tmp_path,))
+    process.start()
+    give_up = time.time() + 60
+    while not (tmp_path / "is_held").exists() and time.time() < give_up:
+        time.sleep(0.05)
+    process.kill()
+    with FileLock(tmp_path / "lock", timeout=30):  # or the worker would go on for ten minutes
+        assert (tmp_path / "is_held").exists()
 
 
 def run_of_states(damping, seed):
