@@ -69,7 +69,7 @@ class WNPG(NaturalPolicyGradient):
     :param line_search_max_iter: Trials of the line search; 0 takes the closed-form step unseen
     :param n_critic_updates: Passes of the critic over each rollout
     :param std_weight: Weight of the spread in the metric. 1 is the Wasserstein metric; 2 weighs it as Fisher's does, which
-        was better on robots, and 4 slows its collapse further: departures that have no Wasserstein meaning
+        is better where exploration must last, and 4 slows its collapse further: departures without a Wasserstein meaning
     :param n_basis: Basis functions of the kernel metric, usually 50 or more; 10 for embeddings of windows, which are fewer
     :param log_bandwidth: log10 of the kernel's bandwidth in units of the mean squared distance between samples;
         usually 0 to 1

@@ -193,7 +193,7 @@ ANT_WALL = Study(
         "policy_kwargs": {"net_arch": [64, 64], "action_noise_std": 0.1},
     },
     behavior={"embedding": "reward_to_go"},
-    notes="A seventh of the published steps. Standing still returns -6000, walking into the pocket and staying there -4400 to "
+    notes="A seventh of the paper's steps. Standing still returns -6000, walking into the pocket and staying there -4400 to "
     f"-4600: these ants still walk slowly, some as far as the pocket. {OF_NOISE}",
 )
 STUDIES = {"point_wall": POINT_WALL, "ant_wall": ANT_WALL}

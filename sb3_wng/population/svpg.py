@@ -56,7 +56,7 @@ class SVPG(Population):
         on every task
     :param n_envs_per_particle: Environments of each particle where ``env`` is an id
     :param initial_scale: Factor on the actors' weights before training (biases and spreads keep their start); 1 to 6. 3, with
-        selection and ``mode="independent"``, did best in our studies: see the algorithm's page
+        selection and ``mode="independent"``, did what repulsion does and more: see the algorithm's page
     :param selection_interval: Every so many rollouts the worst quarter (by the mean return of each particle's last
         ``stats_window_size`` episodes) is replaced by copies of the best; 0: never; the authors' code: 20
     :param selection_noise: Copies are perturbed uniformly by up to this
