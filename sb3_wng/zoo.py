@@ -115,7 +115,7 @@ def _schedule(name: str, text: str) -> Schedule:
     """``AnnealedTemperature(100, 1)`` and the like, evaluated as RL-Zoo evaluates ``policy_kwargs``."""
     try:
         return eval(text, {"__builtins__": {}}, {schedule.__name__: schedule for schedule in SCHEDULES[name]})
-    except (NameError, SyntaxError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever an expression may raise
         names = " or ".join(schedule.__name__ for schedule in SCHEDULES[name])
         linear = ", lin_x" if name in LINEAR else ""
         _fail(f"{name} must be a number{linear}, or {names} with arguments, where it may be a schedule: got {text!r}: {error}")
@@ -266,8 +266,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             options = _parse(arguments)
             _check_algorithm(options.algo)
             _check_environment(options.env, options.gym_packages)
-            if script == "train" and options.conf_file in (None, "published") and options.algo in OURS:
-                arguments += ["--conf-file", str(hyperparams_file(options.algo, options.conf_file == "published"))]
+            is_published = options.conf_file == "published"
+            if script == "train" and (is_published or (options.conf_file is None and options.algo in OURS)):
+                arguments += ["--conf-file", str(hyperparams_file(options.algo, is_published))]
             elif script == "train" and options.conf_file is None and options.env.endswith("-v5"):
                 arguments += _settings_of_version_4(options.algo, options.env)
         _run(script, arguments)

@@ -134,7 +134,8 @@ def test_npg_radius_grows_with_the_number_of_actions():
     for env_id, hyperparams in read_hyperparams("npg").items():
         if env_id not in ("default", "atari"):
             actions = sum(gymnasium.make(env_id).action_space.shape) or 1
-            per_action = {"HalfCheetah-v5": 0.04, "UprightPendulum-v0": 0.1}.get(env_id, 0.01)
+            others = {"HalfCheetah-v5": 0.04, "LinearQuadratic-v0": 0.05, "UprightPendulum-v0": 0.1}
+            per_action = others.get(env_id, 0.01)
             radius = str(hyperparams["target_kl"])
             initial = float(radius.removeprefix("lin_"))
             assert initial == pytest.approx(per_action * actions * (2 if "lin_" in radius else 1)), env_id
@@ -171,7 +172,13 @@ def test_schedules_of_temperature_and_coefficient_are_read_by_name(capsys):
     assert read["wasserstein_coef"](0.5) == pytest.approx(-0.1)
     assert ExperimentManager._preprocess_schedules({"temperature": 3.0}) == {"temperature": 3.0}
     assert ExperimentManager._preprocess_schedules({"wasserstein_coef": "lin_-0.5"})["wasserstein_coef"](0.5) == -0.25
-    for text in ("lin_100", "AnnealedTemperature(0, 1)", "AnnealedTemperature(", "AnnealedCoefficient(1, 2)"):
+    for text in (
+        "lin_100",
+        "AnnealedTemperature(1 / 0, 1)",
+        "AnnealedTemperature(0, 1)",
+        "AnnealedTemperature(",
+        "AnnealedCoefficient(1, 2)",
+    ):
         with pytest.raises(SystemExit):
             ExperimentManager._preprocess_schedules({"temperature": text})
         assert "temperature must be a number, or AnnealedTemperature or Cyclical" in capsys.readouterr().err
@@ -324,6 +331,7 @@ def test_processes_started_by_the_zoo_know_our_algorithms(command, script, monke
         (["train", "--algo", "wnpgg"], ["unknown --algo 'wnpgg'", "wnpg", "trpo"]),
         (["enjoy", "--env", "HoperBulletEnv-v0"], ["unknown --env 'HoperBulletEnv-v0'", "HopperBulletEnv-v0"]),
         (["train", "--env", "???"], ["unknown --env '???'"]),
+        (["train", "--algo", "ppo", "--env", "CartPole-v1", "--conf-file", "published"], ["there is no published/ppo.yml"]),
     ],
 )
 def test_a_mistake_is_answered_in_one_line(arguments, words, capsys):

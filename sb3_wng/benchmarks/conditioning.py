@@ -173,6 +173,8 @@ def complete(folder: Path) -> pd.DataFrame:
     if not path.exists():
         return pd.DataFrame()
     rows = pd.read_csv(path)
+    trained = rows.algorithm.isin(EXPERIMENT.methods) & rows.seed.isin(EXPERIMENT.seeds)
+    rows = rows[trained | (rows.algorithm == RANDOM)].drop_duplicates(["environment", "algorithm", "seed"])
     n_records = rows.groupby("environment")["seed"].transform("size")
     return rows[n_records == len(EXPERIMENT.methods) * len(EXPERIMENT.seeds) + 1]
 

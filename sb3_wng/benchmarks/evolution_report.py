@@ -47,6 +47,7 @@ def results_table(finals: pd.DataFrame, paths: pd.DataFrame, study: Study) -> pd
     """Methods by escapes with Wilson's interval, against ES by Fisher's exact test, mean returns with an interval, and
     paths that end past the wall."""
     escaped = {name: finals.loc[finals.algorithm == name, "return"] > study.escape_return for name in study.methods}
+    paths = paths.merge(finals[["algorithm", "seed"]])  # a path is there before its curve
     is_past, rows = ends_past_the_wall(paths, study), {}
     for name in study.methods:
         returns = finals.loc[finals.algorithm == name, "return"].to_numpy()

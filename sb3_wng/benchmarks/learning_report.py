@@ -39,7 +39,8 @@ THRESHOLD = 0.5  # score by which methods' speed is compared, as Fig. 5 of arXiv
 
 def section(experiment: Experiment, folder: Path) -> str:
     """Tables of one experiment, a sentence while no cell has all its seeds, nothing while there is no file of its runs."""
-    done = finished(folder / f"{experiment.name}.csv")
+    wanted = itertools.product(experiment.methods, experiment.environments, map(str, experiment.seeds))
+    done = finished(folder / f"{experiment.name}.csv") & set(wanted)
     if not done:
         return ""
     title, command = experiment.name.replace("_", " ").capitalize(), f"python -m sb3_wng.benchmarks run {experiment.name}"

@@ -60,12 +60,12 @@ def gaits_table(rows: pd.DataFrame, random: float) -> pd.DataFrame:
     alone = rows[rows.algorithm == "independent"]["mean"].mean()
     table = {}
     for name, group in rows.groupby("algorithm", sort=False):
-        single = group.seed.map(copies) if PAIRS[str(name)].of_copies else alone
-        is_kept = group.worst - random >= 0.9 * (single - random)
+        single = group.seed.map(copies) if PAIRS[str(name)].of_copies else pd.Series(alone, group.index)
+        is_kept = (group.worst - random >= 0.9 * (single - random))[single.notna()]
         table[name] = {
             "return, mean": number(group["mean"].mean()),
             "of the worse policy": number(group.worst.mean()),
-            "both reach 90 % of a single policy's score": f"{is_kept.sum()} of {len(group)} pairs",
+            "both reach 90 % of a single policy's score": f"{is_kept.sum()} of {len(is_kept)} pairs",
             "distance, median": f"{group.distance.median():.1f}",
             "smallest to largest": f"{group.distance.min():.1f} to {group.distance.max():.1f}",
             "CPU seconds": number(group.cpu_seconds.mean()),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_wng.benchmarks import hill_grid
+from sb3_wng.benchmarks.checkpoints import only_one
 from sb3_wng.benchmarks.records import RESULTS, append_records, read_records, write_records
 from sb3_wng.envs import make_batched
 from sb3_wng.envs.goals import circle_of_goals
@@ -210,13 +211,15 @@ def main() -> None:
     if arguments.experiment == "pictures":
         take_pictures(arguments.folder, seeds[0])
     elif arguments.experiment == "grid":
-        hill_grid.study(arguments.folder / "multipolicy_grid.csv", seeds)
+        with only_one(path := arguments.folder / "multipolicy_grid.csv"):
+            hill_grid.study(path, seeds)
     else:
         path = arguments.folder / "multipolicy_goals.csv"
-        done = {(row["algorithm"], int(row["seed"])) for row in read_records(path)}
         # all seeds of what matters most come first
-        for name, seed in [(name, seed) for name in dict.fromkeys(arguments.algorithms or known) for seed in seeds]:
-            if (name, seed) not in done:
+        chosen = product(dict.fromkeys(arguments.algorithms or known), seeds)
+        with only_one(path):
+            done = {(row["algorithm"], int(row["seed"])) for row in read_records(path)}
+            for name, seed in (key for key in chosen if key not in done):
                 record = run(name, seed)
                 append_records(path, [record])
                 print(name, seed, record["found"], record["ends"], flush=True)

@@ -35,17 +35,25 @@ def hardware() -> str:
     return f"{model}, {os.cpu_count()} cores"
 
 
-def append_records(path: Path, records: Iterable[Mapping[str, object]]) -> None:
+def append_records(path: Path, records: Iterable[Mapping[str, object]], once: Iterable[str] = ()) -> bool:
     """Append rows to a CSV file; each gets the columns ``versions`` and ``hardware``.
 
     Any number of processes may append to one file. The file is replaced as a whole, so that a process that dies leaves no
     half-written row, and older rows get empty cells for columns that are new.
+
+    :param once: columns that name a run: nothing is appended where the file has rows of one that is among the records
+    :return: whether rows were appended
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     origin = {"versions": versions(), "hardware": hardware()}
     with FileLock(path.with_name(f".{path.name}.lock")):
-        rows: list[Mapping[str, object]] = [*read_records(path), *({**record, **origin} for record in records)]
-        write_records(path, rows)
+        known, columns = read_records(path), tuple(once)
+        new = [{**record, **origin} for record in records]
+        keys = {tuple(str(record[column]) for column in columns) for record in new}
+        if columns and any(tuple(row[column] for column in columns) in keys for row in known):
+            return False
+        write_records(path, [*known, *new])
+        return True
 
 
 def read_records(path: Path) -> list[dict[str, str]]:

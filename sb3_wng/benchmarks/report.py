@@ -23,6 +23,7 @@ from sb3_wng.benchmarks import (
     unseen_states,
 )
 from sb3_wng.benchmarks.experiments import EXPERIMENTS
+from sb3_wng.benchmarks.records import RESULTS
 
 INTRODUCTION = """# Benchmarks
 
@@ -89,7 +90,7 @@ def write(folder: Path) -> None:
     (folder / "README.md").write_text(page(folder), encoding="utf-8")
     for name, make in TABLES_ELSEWHERE.items():
         path = folder.resolve().parents[1] / name
-        if path.exists():  # not beside results that are elsewhere
+        if folder.resolve().parts[-2:] == RESULTS.parts and path.exists():  # not beside results that are elsewhere
             path.write_text(with_table(path.read_text(encoding="utf-8"), make(folder)), encoding="utf-8")
     toy = folder / toy_report.CSV
     if toy.exists():

@@ -34,10 +34,11 @@ from sb3_wng.benchmarks.checkpoints import (
     write_checkpoint,
 )
 from sb3_wng.benchmarks.models import Experiment, algorithm_class, make_env, make_model, settings
-from sb3_wng.benchmarks.pool import make_pool
+from sb3_wng.benchmarks.pool import ProcessPool
 from sb3_wng.benchmarks.records import append_records, read_records
 
 FINISHED, ALREADY_FINISHED, PAUSED, TAKEN = "finished", "already finished", "paused", "running elsewhere"
+RUN = ("algorithm", "environment", "seed")  # columns that name a run
 Seconds = tuple[float, float]  # of the clock, and of the processor: what a run takes where it has one for itself
 Episode = tuple[int, float, float, float]  # steps of the run, return, seconds of the run at its end
 
@@ -206,10 +207,10 @@ def _train(run: Run, deadline: float, checkpoint_every: int) -> str:
     model.get_env().close()  # type: ignore[union-attr]
     if callback.is_paused:
         return PAUSED
-    append_records(run.csv, records(run, callback.episodes))
+    is_first = append_records(run.csv, records(run, callback.episodes), once=RUN)
     for name in ("checkpoint", "steps"):
         (run.folder / name).unlink(missing_ok=True)
-    return FINISHED
+    return FINISHED if is_first else ALREADY_FINISHED  # by a process with a work folder of its own
 
 
 def records(run: Run, episodes: Iterable[Episode]) -> list[dict[str, object]]:
@@ -249,7 +250,7 @@ def run_all(runs: list[Run], jobs: int, budget: float = float("inf"), checkpoint
     deadline = time.time() + budget
     progress = Progress(pending)
     outcomes: list[str] = []
-    with make_pool(jobs) as pool:
+    with ProcessPool(jobs) as pool:
         futures = {pool.submit(train, run, deadline, checkpoint_every): run for run in pending}
         waiting: set[Future[str]] = set(futures)
         while waiting:

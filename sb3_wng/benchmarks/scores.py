@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from sb3_wng.benchmarks.models import Experiment, register_environments
-from sb3_wng.benchmarks.records import read_records, versions, write_records
+from sb3_wng.benchmarks.records import RESULTS, read_records, versions, write_records
 from sb3_wng.benchmarks.training_cost import seconds_per_step
 
 Array = NDArray[np.float64]
@@ -94,7 +94,8 @@ def performance_profile(scores: Array, thresholds: Array) -> Array:
 
 def read_runs(folder: Path, experiment: Experiment) -> pd.DataFrame:
     """Bins of all runs of an experiment's methods, tasks and seeds, in the experiment's order; a cell (method and task) only
-    if all its seeds are there. ``seconds`` is what the steps cost where methods were measured in turn, else the run's own."""
+    if all its seeds are there. ``seconds`` is what the steps cost where an experiment's methods were measured in turn (none
+    for those that were not), else the run's own."""
     path = folder / f"{experiment.name}.csv"
     runs = pd.DataFrame(read_records(path) or {"algorithm": [], "environment": [], "seed": [], "timesteps": [], "return": []})
     for column in ("wall_seconds", "cpu_seconds"):  # empty for runs that were suspended meanwhile, and before it was recorded
@@ -185,8 +186,14 @@ def paired_differences(first: Sequence[Array], second: Sequence[Array]) -> list[
 
 
 def read_constants(folder: Path) -> pd.DataFrame:
-    """Return of random actions and of the reference, by environment."""
-    return pd.read_csv(folder / CONSTANTS).set_index("environment")
+    """Return of random actions and of the reference, by environment; the repository's, where a folder has none of its own.
+
+    :raises FileNotFoundError: outside the repository, if the folder has none
+    """
+    path = folder / CONSTANTS if (folder / CONSTANTS).exists() else RESULTS / CONSTANTS
+    if not path.exists():
+        raise FileNotFoundError(f"scores need {folder / CONSTANTS}: copy the repository's docs/benchmarks/{CONSTANTS} there")
+    return pd.read_csv(path).set_index("environment")
 
 
 def random_returns(environment: str, n_episodes: int, seed: int = 0) -> Array:
@@ -211,6 +218,8 @@ def random_returns(environment: str, n_episodes: int, seed: int = 0) -> Array:
 def measure_random_returns(path: Path) -> None:
     """Fill in the random returns that a file of constants lacks; those it has are never changed."""
     rows: list[dict[str, object]] = [dict(row) for row in read_records(path)]
+    if not rows:
+        raise ValueError(f"{path} has no tasks: copy the repository's docs/benchmarks/{CONSTANTS}, and add rows to it")
     for row in rows:
         if not row["random"]:
             returns = random_returns(str(row["environment"]), N_RANDOM_EPISODES)

@@ -281,7 +281,7 @@ def run(
         rest = n_iterations * N_STEPS * setting.n_columns - model.num_timesteps
         model.learn(rest, curve, log_interval=n_iterations + 1, reset_num_timesteps=False)
         if models is not None:
-            model.save(models / f"{experiment}-{name}-{environment}-{seed}".replace(" ", "_"))
+            model.save(models / f"{experiment}-{name}-{environment}-{seed}-{share:g}".replace(" ", "_"))
     key = {"experiment": experiment, "algorithm": name, "environment": environment, "seed": seed, "share": f"{share:g}"}
     published = setting.environments[environment]
     return [{**key, "published": "" if published is None else published, **record} for record in curve.records]
@@ -310,14 +310,15 @@ def visitation(model: SVPG, seed: int) -> NDArray[np.float64]:
     return counts / counts.sum()
 
 
-def write_visitation(models: Path, path: Path) -> None:
+def write_visitation(models: Path, path: Path, share: float = 1.0) -> None:
     """One record per cell that is visited, for every method of the table on CartPoleSwingUp; mean over saved seeds."""
     shares: dict[str, list[NDArray[np.float64]]] = {}
-    for file in sorted(models.glob(f"table-*-{SWING_UP}-*.zip")):
+    pattern = f"table-*-{SWING_UP}-*-{share:g}.zip"
+    for file in sorted(models.glob(pattern)):
         name = file.stem.removeprefix("table-").partition(f"-{SWING_UP}-")[0].replace("_", " ")
         shares.setdefault(name, []).append(visitation(SVPG.load(file, device="cpu"), seed=1000))
     if not shares:
-        raise FileNotFoundError(f"{models} has no populations that table has saved (table-*-{SWING_UP}-*.zip)")
+        raise FileNotFoundError(f"{models} has no populations that table has saved ({pattern})")
     cells = []
     for name, of_seeds in shares.items():
         mean = np.mean(of_seeds, axis=0)
@@ -343,11 +344,14 @@ def main() -> int:
     if arguments.experiment == "visitation":
         if arguments.models is None:
             parser.error("visitation needs --models, the folder that table wrote")
-        write_visitation(arguments.models, path)
+        write_visitation(arguments.models, path, arguments.share)
     else:
         known = experiments()[arguments.experiment]
         if unknown := set(arguments.algorithms or ()) - set(known):
             parser.error(f"--algorithms: {arguments.experiment} has no {sorted(unknown)}; it has {list(known)}")
+        tasks = {environment for setting in known.values() for environment in setting.environments}
+        if unknown := set(arguments.environments or ()) - tasks:
+            parser.error(f"--environments: {arguments.experiment} has no {sorted(unknown)}; it has {sorted(tasks)}")
         return 0 if run_experiment(arguments, path) else 1
     return 0
 

@@ -143,6 +143,9 @@ def section(folder: Path) -> str:
     if not (folder / CSV).exists():
         return ""
     rows = pd.read_csv(folder / CSV)
+    rows = rows[rows.groupby("seed")["damping"].transform("nunique") == len(DAMPINGS)]
+    if rows.empty:
+        return ""
     means = rows.groupby(["timesteps", "damping"])[["on_rollout", "on_first_steps"]].mean()
     columns = {
         f"damping {damping:g}, {name}": means.xs(damping, level="damping")[quantity].map("{:.3f}".format)

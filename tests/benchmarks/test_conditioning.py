@@ -86,6 +86,18 @@ def test_the_section_says_whether_gains_grow_with_conditioning(gain_of, sign, tm
     assert (tmp_path / conditioning.FIGURE).exists()
 
 
+def test_runs_of_other_seeds_change_nothing_and_make_up_for_nothing(tmp_path):
+    write(tmp_path, lambda rank: 0.1, TASKS[:4])
+    section = conditioning.section(tmp_path)
+    rows = pd.read_csv(tmp_path / conditioning.CSV)
+    foreign = rows[(rows.environment == TASKS[0]) & (rows.algorithm == METRIC)].iloc[[0, 0]].assign(seed=1, **{"return": 1e6})
+    pd.concat([rows, foreign, rows.iloc[[-1]]]).to_csv(tmp_path / conditioning.CSV, index=False)  # and one of them twice
+    assert conditioning.section(tmp_path) == section
+    missing = rows.drop(rows.index[(rows.environment == TASKS[0]) & (rows.algorithm == METRIC)][0])
+    pd.concat([missing, foreign.iloc[[0]]]).to_csv(tmp_path / conditioning.CSV, index=False)
+    assert TASKS[0] not in set(conditioning.complete(tmp_path).environment)
+
+
 def test_tasks_with_missing_runs_are_left_out(tmp_path):
     write(tmp_path, lambda rank: 0.1, TASKS[:4])
     rows = pd.read_csv(tmp_path / conditioning.CSV)

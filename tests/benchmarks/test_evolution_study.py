@@ -86,7 +86,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(tiny, tmp_path, monkeypat
 
 def test_the_command_keeps_no_checkpoint_of_a_finished_run(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(evolution_study, "ITERATIONS_PER_CHECKPOINT", 1)
-    monkeypatch.setattr(pool, "make_pool", ThreadPoolExecutor)
+    monkeypatch.setattr(pool, "ProcessPool", ThreadPoolExecutor)
     work = tmp_path / "work"
     monkeypatch.setattr("sys.argv", ["", "--methods", "ES", "--seeds", "0", "--output", str(tmp_path), "--work", str(work)])
     assert evolution_study.main() == 0
@@ -110,7 +110,10 @@ def test_escapes_are_counted_from_the_last_ten_policies():
     ]
     finals = evolution_report.final_returns(pd.DataFrame(rows))
     ends = {"ES": [13.6, 13.6, 25.0, 14.1], "BGWNES": [25.0, 71.0, 14.4, 13.0]}  # the wall's back is at 14.3
-    paths = pd.DataFrame([{"algorithm": name, "x": f"0.0 20.0 {x}"} for name, last in ends.items() for x in last])
+    ends["ES"].append(25.0)  # whose curve is not there yet
+    paths = pd.DataFrame(
+        [{"algorithm": name, "seed": seed, "x": f"0.0 20.0 {x}"} for name, last in ends.items() for seed, x in enumerate(last)]
+    )
     table = evolution_report.results_table(finals, paths, POINT_WALL)
     assert list(table["ends past the wall"]) == ["1/4", "3/4"]
     assert table.loc["ES", "escaped"] == "1/4 [0.05, 0.70]"  # Wilson's interval, as tabulated

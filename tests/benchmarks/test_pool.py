@@ -1,4 +1,6 @@
 import multiprocessing
+import os
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,13 +13,13 @@ from filelock import FileLock
 
 from sb3_wng.benchmarks import conditioning, pool, unseen_states
 from sb3_wng.benchmarks.checkpoints import only_one
-from sb3_wng.benchmarks.pool import run_pending
+from sb3_wng.benchmarks.pool import ProcessPool, run_pending
 from sb3_wng.benchmarks.records import append_records, read_records
 
 
 @pytest.fixture
 def threads(monkeypatch):
-    monkeypatch.setattr(pool, "make_pool", ThreadPoolExecutor)
+    monkeypatch.setattr(pool, "ProcessPool", ThreadPoolExecutor)
 
 
 def divide(a, b):
@@ -48,25 +50,71 @@ def test_runs_are_recorded_one_by_one_and_a_failing_one_costs_only_itself(thread
 
 
 def hold(folder):
+    folder.mkdir(exist_ok=True)
     with FileLock(folder / "lock"):
         (folder / "is_held").touch()
         time.sleep(600)
 
 
+def wait_for(path):
+    give_up = time.time() + 60
+    while not path.exists() and time.time() < give_up:
+        time.sleep(0.05)
+    assert path.exists()
+
+
 def hold_in_a_pool(folder):
-    with pool.make_pool(1) as workers:
+    with ProcessPool(1) as workers:
         workers.submit(hold, folder).result()
 
 
 def test_workers_end_with_the_process_that_made_them(tmp_path):
     process = multiprocessing.get_context("spawn").Process(target=hold_in_a_pool, args=(tmp_path,))
     process.start()
-    give_up = time.time() + 60
-    while not (tmp_path / "is_held").exists() and time.time() < give_up:
-        time.sleep(0.05)
+    wait_for(tmp_path / "is_held")
     process.kill()
     with FileLock(tmp_path / "lock", timeout=30):  # or the worker would go on for ten minutes
-        assert (tmp_path / "is_held").exists()
+        process.join()
+
+
+def test_an_error_ends_the_workers_and_starts_no_other_run(tmp_path, monkeypatch):
+    def pending():
+        return [(tmp_path,), (tmp_path / "waits",)]
+
+    def interrupted(*_):
+        wait_for(tmp_path / "is_held")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pool, "as_completed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_pending(tmp_path / "study.csv", 1, pending, hold, lambda *_: True)
+    with FileLock(tmp_path / "lock", timeout=0):
+        assert not (tmp_path / "waits").exists()
+
+
+def end_abruptly(how):
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "interrupt":  # Ctrl-C, which the terminal sends to every process
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(600)
+    return how
+
+
+def test_a_run_whose_process_dies_fails_alone(tmp_path, capsys):
+    recorded = []
+    keys = [("kill",), ("interrupt",), ("none",)]
+    assert not run_pending(tmp_path / "study.csv", 1, lambda: keys, end_abruptly, lambda _, how: not recorded.append(how))
+    assert recorded == ["none"]
+    printed = capsys.readouterr().out
+    assert "failed: kill BrokenProcessPool" in printed
+    assert "failed: interrupt BrokenProcessPool" in printed
+
+
+def test_a_run_named_twice_is_run_once(threads, tmp_path):
+    recorded = []
+    assert run_pending(tmp_path / "study.csv", 1, lambda: [(4, 2)] * 3, divide, lambda key, _: not recorded.append(key))
+    assert recorded == [(4, 2)]
 
 
 def run_of_states(damping, seed):

@@ -95,6 +95,29 @@ def test_the_readmes_table_waits_until_a_task_has_as_many_methods_as_the_others(
     assert all(f"| {name} |" in table for name in POLICY_GRADIENTS.methods)
 
 
+def test_results_of_ones_own_leave_the_pages_of_a_checkout_alone(tmp_path):
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    (tmp_path / "README.md").write_text("mine")
+    shutil.copy(FOLDER / "evolution_speed.csv", folder)
+    report.write(folder)
+    assert (tmp_path / "README.md").read_text() == "mine"
+    assert "ES, ray |" in (folder / "README.md").read_text()
+
+
+def test_scores_of_ones_own_runs_have_the_repositorys_constants(tmp_path):
+    text = write_fake(tmp_path, POLICY_GRADIENTS, lambda rank, share, seed: 100.0 * rank)
+    assert "Interquartile mean over Hopper" in text
+    (tmp_path / scores.CONSTANTS).unlink()
+    assert learning_report.section(POLICY_GRADIENTS, tmp_path) == text
+
+
+def test_finished_runs_are_those_of_the_experiment(tmp_path):
+    rows = {"algorithm": "WNPG", "environment": PENDULUM, "timesteps": 100, "return": 1.0}
+    pd.DataFrame([{**rows, "seed": seed} for seed in (40, 41, 1, 2)]).to_csv(tmp_path / "policy_gradients.csv", index=False)
+    assert ": 2 of 560 runs are finished, no cell" in learning_report.section(POLICY_GRADIENTS, tmp_path)
+
+
 @pytest.mark.parametrize(("file", "column"), CHANGES)
 def test_a_changed_number_changes_the_page(file, column, tmp_path):
     path = tmp_path / file

@@ -234,6 +234,30 @@ def test_a_failing_run_does_not_stop_the_others(tmp_path, capsys):
     assert "to finish:" in output
 
 
+def test_a_run_that_was_finished_elsewhere_meanwhile_is_not_recorded_twice(tmp_path):
+    run = make_run(tmp_path)
+    elsewhere = dataclasses.replace(run, work=tmp_path / "another machine")
+    original = runner._train
+
+    def train_elsewhere_first(*arguments):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(runner, "_train", original)
+            assert train(elsewhere) == FINISHED
+        return original(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "_train", train_elsewhere_first)
+        assert train(run) == ALREADY_FINISHED
+    assert len(read(run)) == 5
+    assert not (run.folder / "checkpoint").exists()
+
+
+def test_bins_end_where_they_say():
+    run = make_run(Path())
+    rows = runner.records(run, [(step, float(step), 0.0, 0.0) for step in (64, 65, 128, 320, 321)])
+    assert [(row["timesteps"], row["return"]) for row in rows] == [(64, "64"), (128, "96.5"), (320, "320")]
+
+
 def test_a_run_named_twice_is_run_once(tmp_path):
     runs = make_runs(TINY, tmp_path, tmp_path, ["WNPG", "WNPG"], [REGULATOR, REGULATOR], [0, 0])
     assert len(runs) == 1
@@ -277,10 +301,13 @@ def test_a_report_of_nothing_says_what_to_do(tmp_path, capsys):
     assert "missing has no results: run an experiment first" in capsys.readouterr().err
 
 
-def test_the_list_counts_finished_runs(capsys):
-    assert command_line.main(["list"]) == 0
+def test_the_list_counts_finished_runs(capsys, tmp_path):
+    row = {"algorithm": "NPG", "environment": "HopperBulletEnv-v0", "timesteps": 1}
+    append_records(tmp_path / "first_learning.csv", [{**row, "seed": 30}, {**row, "seed": 99}])
+    assert command_line.main(["list", "--results", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "first_learning" in printed
+    assert re.search(r"first_learning +1/36 runs", printed)
+    assert re.search(r"policy_gradients +0/560 runs", printed)
     assert "svpg_study " in printed
 
 

@@ -186,6 +186,14 @@ def test_measured_constants_are_never_changed(tmp_path):
     assert float(measured["random"]) == pytest.approx(scores.random_returns(REGULATOR, 50).mean(), abs=0.01)
 
 
+def test_without_constants_it_is_said_what_to_copy(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"constants\.csv has no tasks: copy"):
+        scores.measure_random_returns(tmp_path / "constants.csv")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"scores need mine.*: copy the repository's"):
+        scores.read_constants(Path("mine"))
+
+
 def test_minutes_are_what_steps_cost_where_methods_were_measured_in_turn(tmp_path):
     experiment = make_experiment()
     write_records(tmp_path / "two.csv", make_rows(experiment))

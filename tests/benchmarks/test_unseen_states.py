@@ -56,6 +56,13 @@ def test_a_run_leaves_a_record_of_each_part_and_the_page_its_numbers(tmp_path, m
     text = unseen_states.section(tmp_path)
     assert "2 fell with damping 0.1" in text
     assert f"| to 4,096 steps | {rows.on_rollout.iloc[-1]:.3f} |" in text
+    monkeypatch.setattr(unseen_states, "DAMPINGS", (0.1, 1.0))
+    assert unseen_states.section(tmp_path) == ""  # one of them is missing
+    append_records(path, [{**row, "damping": "1.0", "falls": row["falls"] and 1} for row in read_records(path)])
+    append_records(path, [{**read_records(path)[0], "seed": 21}])
+    assert "2 fell with damping 0.1 (by seed, 2 of 2 within 50 steps), 1 fell" in unseen_states.section(tmp_path)
+    monkeypatch.setattr(unseen_states, "DAMPINGS", (0.1,))
+    write_records(path, read_records(path)[:4])
     changed = read_records(path)
     changed[-1]["on_rollout"] = "0.777"
     write_records(path, changed)

@@ -94,3 +94,5 @@ def test_pairs_are_judged_by_the_single_policies():
         table = gaits_table(rows, random)
         assert table["both reach 90 % of a single policy's score"].tolist() == [f"{n} of 2 pairs" for n in n_kept]
         assert table.loc["repelled", "distance, median"] == "6.0"
+    table = gaits_table(rows.drop(5), 0.0)  # one copy is not there yet
+    assert table.loc["repelled copies", "both reach 90 % of a single policy's score"] == "0 of 1 pairs"

@@ -10,6 +10,7 @@ pytest.importorskip("matplotlib")
 import pandas as pd
 
 from sb3_wng.benchmarks import hill_grid, multipolicy_report, multipolicy_study
+from sb3_wng.benchmarks.checkpoints import only_one
 from sb3_wng.benchmarks.records import append_records
 from sb3_wng.envs.grid import GOAL, HillGrid
 
@@ -111,6 +112,23 @@ def test_unknown_names_are_refused_before_anything_runs(experiment, monkeypatch,
     with pytest.raises(SystemExit):
         multipolicy_study.main()
     assert "has no ['nonsense']" in capsys.readouterr().err
+
+
+def test_goals_are_trained_once_and_by_one_process(tmp_path, monkeypatch):
+    path, trained = tmp_path / "multipolicy_goals.csv", []
+
+    def run(name, seed):
+        with pytest.raises(RuntimeError, match="another process is writing"), only_one(path):
+            pass
+        trained.append((name, seed))
+        return {"algorithm": name, "seed": seed, "found": 2, "ends": ""}
+
+    monkeypatch.setattr(multipolicy_study, "run", run)
+    for seeds in ("01", "12"):
+        arguments = ["goals", "--folder", str(tmp_path), "--algorithms", "repelled", "--seeds", *seeds]
+        monkeypatch.setattr("sys.argv", ["multipolicy_study", *arguments])
+        multipolicy_study.main()
+    assert trained == [("repelled", 0), ("repelled", 1), ("repelled", 2)]
 
 
 def test_the_grids_seeds_are_those_asked_for(monkeypatch):

@@ -267,7 +267,8 @@ def test_visits_are_shares_of_the_time(tmp_path):
     model = svpg_study.make_model(
         svpg_study.Setting({"n_particles": 4, "algorithm": "pg"}, n_columns=4), svpg_study.SWING_UP, 0
     )
-    model.save(tmp_path / f"table-REINFORCE_svpg-{svpg_study.SWING_UP}-0")
+    model.save(tmp_path / f"table-REINFORCE_svpg-{svpg_study.SWING_UP}-0-1")
+    (tmp_path / f"table-REINFORCE_svpg-{svpg_study.SWING_UP}-0-0.1.zip").touch()  # of a shorter study
     svpg_study.write_visitation(tmp_path, tmp_path / "svpg_visitation.csv")
     rows = pd.read_csv(tmp_path / "svpg_visitation.csv")
     assert rows.share.sum() == pytest.approx(1, abs=0.02)
@@ -283,7 +284,7 @@ def test_visits_are_shares_of_the_time(tmp_path):
     svpg_report.draw(tmp_path)
     assert "](svpg_visitation.png)" in text
     assert (tmp_path / "svpg_visitation.png").exists()
-    assert isinstance(SVPG.load(next(tmp_path.glob("*.zip")), device="cpu"), SVPG)
+    assert isinstance(SVPG.load(next(tmp_path.glob("*-1.zip")), device="cpu"), SVPG)
 
 
 def test_visits_of_few_cells_are_called_so():
@@ -299,7 +300,7 @@ def fail_in_one(experiment, name, environment, seed, share, models, work, deadli
 
 
 def study(*arguments, monkeypatch):
-    monkeypatch.setattr(pool, "make_pool", ThreadPoolExecutor)
+    monkeypatch.setattr(pool, "ProcessPool", ThreadPoolExecutor)
     monkeypatch.setattr(svpg_study, "run", fail_in_one)
     monkeypatch.setattr("sys.argv", ["svpg_study", "weights", "--share", "0.3333333", *arguments])
     return svpg_study.main()
@@ -327,6 +328,9 @@ def test_unknown_settings_are_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         study("--algorithms", "svgp", monkeypatch=monkeypatch)
     assert "weights has no ['svgp']; it has ['svpg'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        study("--environments", "RllabCartPole", monkeypatch=monkeypatch)
+    assert "weights has no ['RllabCartPole']; it has ['RllabCartPole-v0'" in capsys.readouterr().err
 
 
 def test_speeds_are_measured_and_written(monkeypatch, tmp_path):
