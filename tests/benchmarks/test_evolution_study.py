@@ -89,10 +89,12 @@ def test_the_command_keeps_no_checkpoint_of_a_finished_run(tiny, tmp_path, monke
     monkeypatch.setattr(pool, "ProcessPool", ThreadPoolExecutor)
     work = tmp_path / "work"
     monkeypatch.setattr("sys.argv", ["", "--methods", "ES", "--seeds", "0", "--output", str(tmp_path), "--work", str(work)])
+    append_records(tmp_path / "point_wall_paths.csv", [{"algorithm": "ES", "seed": 0}])  # of a process that ended after that
     assert evolution_study.main() == 0
     assert work.exists()
     assert not list(work.iterdir())
     assert len(read_records(tmp_path / "point_wall.csv")) == 2
+    assert len(read_records(tmp_path / "point_wall_paths.csv")) == 1
 
 
 def test_all_methods_can_be_built():

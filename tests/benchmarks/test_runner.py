@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import itertools
 import multiprocessing
 import re
 import signal
@@ -116,7 +117,12 @@ def test_a_checkpoint_brings_back_model_statistics_and_generators(tmp_path):
     for env in (make_model(TINY, "WNPG", REGULATOR, 0).get_env(), restored.get_env()):
         env.reset()
         starts.append(env.get_original_obs())
-    assert not np.allclose(*starts)  # episodes that were played are not played again
+    runner.save_checkpoint(run, model, [(8, -1.0, 0.5, 0.4)] * 2, (2.0, 1.5))
+    later = runner.load_checkpoint(run)[0].get_env()
+    later.reset()
+    starts.append(later.get_original_obs())
+    for one, other in itertools.combinations(starts, 2):  # episodes that were played are not played again
+        assert not np.allclose(one, other)
     changed = dataclasses.replace(TINY, methods={"WNPG": Method("WNPG", "wnpg", {**SMALL, "gamma": 0.5})})
     with pytest.raises(ValueError, match=r"checkpoint was made by .*, and not by .*'gamma': 0.5.*: delete it to begin anew"):
         runner.load_checkpoint(dataclasses.replace(run, experiment=changed))

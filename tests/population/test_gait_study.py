@@ -1,5 +1,7 @@
 """Pairs are trained as the shipped settings say, what they do is measured, and it can be drawn from what was saved."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import gymnasium
 import numpy as np
 import pytest
@@ -12,8 +14,21 @@ import pandas as pd
 
 from sb3_wng import WNPG
 from sb3_wng.behavior import Trajectory
-from sb3_wng.benchmarks import gait_study
+from sb3_wng.benchmarks import gait_study, pool
 from sb3_wng.benchmarks.multipolicy_report import gaits_table
+from sb3_wng.benchmarks.records import append_records
+
+
+def test_copies_are_trained_once_their_original_is(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(pool, "ProcessPool", ThreadPoolExecutor)
+    monkeypatch.setattr(gait_study, "train_single", lambda seed, folder: calls.append(seed))
+    monkeypatch.setattr(gait_study, "run", lambda seed, name, folder: calls.append((seed, name)))
+    append_records(tmp_path / "multipolicy_gaits.csv", [{"algorithm": "copies", "seed": 1}])
+    pairs = ["--pairs", "repelled", "copies"]
+    monkeypatch.setattr("sys.argv", ["", "--seeds", "1", "2", *pairs, "--folder", str(tmp_path)])
+    assert gait_study.main() == 0
+    assert calls == [2, (1, "repelled"), (2, "repelled"), (2, "copies")]
 
 
 def test_a_gait_is_posture_and_contacts():

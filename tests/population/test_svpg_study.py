@@ -287,6 +287,19 @@ def test_visits_are_shares_of_the_time(tmp_path):
     assert isinstance(SVPG.load(next(tmp_path.glob("*-1.zip")), device="cpu"), SVPG)
 
 
+def test_visits_are_of_the_best_four(monkeypatch):
+    model = svpg_study.make_model(
+        svpg_study.Setting({"n_particles": 8, "algorithm": "pg"}, n_columns=8), svpg_study.SWING_UP, 0
+    )
+    for returns, value in zip(model.particle_returns, (5, 1, 7, 2, 8, 3, 6, 4), strict=True):
+        returns.append(value)
+    acted, predict = [], model.predict
+    monkeypatch.setattr(model, "predict", lambda *given, particle: (acted.append(particle), predict(*given))[1])
+    monkeypatch.setattr(svpg_study, "N_STEPS", 1)
+    svpg_study.visitation(model, 0)
+    assert sorted(acted) == [0, 2, 4, 6]
+
+
 def test_visits_of_few_cells_are_called_so():
     rows = pd.DataFrame({"algorithm": ["a", "b", "b"], "seeds": 2, "position": 3, "angle": [0, 14, 0], "share": [1, 0.5, 0.5]})
     table = svpg_report.table_of_visits(rows)

@@ -78,3 +78,19 @@ def test_a_search_samples_what_the_particles_read_and_keeps_the_rest(particles, 
     assert name in trial.params
     assert built
     assert given.items() <= built[0].items()
+
+
+def test_a_search_samples_the_coefficient_of_policies_that_repel(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    search = ["--n-trials", "1", "--n-evaluations", "1", "--eval-episodes", "1", "-n", "64", "--storage", "s.log"]
+    command = ["train", "--algo", "wassersteinpopulation", "--env", "CartPole-v1", "-optimize", "--study-name", "s", *search]
+    settings = ["algorithm:'pg'", "n_policies:2", "n_envs:2"]
+    zoo.main([*command, "-params", *settings])
+    (trial,) = optuna.load_study(
+        study_name="s", storage=optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend("s.log"))
+    ).trials
+    assert trial.user_attrs["particles"] == "pg"
+    assert "wasserstein_coef" in trial.params
+    with pytest.raises(SystemExit):
+        zoo.main([*command, "-params", *settings, "algorithm_kwargs:dict(policy_class=dict)"])
+    assert "algorithm_kwargs of a search must be numbers" in capsys.readouterr().err
