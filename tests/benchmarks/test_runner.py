@@ -313,7 +313,7 @@ def test_the_list_counts_finished_runs(capsys, tmp_path):
     assert command_line.main(["list", "--results", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"first_learning +1/36 runs", printed)
-    assert re.search(r"policy_gradients +0/560 runs", printed)
+    assert re.search(r"policy_gradients +0/520 runs", printed)
     assert "svpg_study " in printed
 
 
