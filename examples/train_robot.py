@@ -39,7 +39,9 @@ def main() -> None:
     eval_freq = max(1, args.timesteps // 10 // env.num_envs)
     evaluation = EvalCallback(eval_env, eval_freq=eval_freq, n_eval_episodes=3, log_path=str(args.output), verbose=0)
 
-    model = WNPG("MlpPolicy", env, n_steps=512, seed=args.seed, device="cpu")
+    # The class's defaults fit small tasks; these are for robots (docs/guide/migration.md)
+    target_kl = 0.01 * env.action_space.shape[0]
+    model = WNPG("MlpPolicy", env, n_steps=512, target_kl=target_kl, std_weight=2, seed=args.seed, device="cpu")
     model.learn(args.timesteps, callback=evaluation, progress_bar=True)
 
     model.save(args.output / "model")

@@ -73,17 +73,20 @@ KERNEL_VARIANTS = Experiment(
 
 POLICY_GRADIENTS = Experiment(
     "policy_gradients",
-    "Our methods with the settings in `zoo_hyperparams/`. WNPG's have a `std_weight` of 2 for these tasks, Fisher's "
-    "weighting of the spread, with which it differs from NPG only where action dimensions have different spreads (on the "
-    "pendulum, with one action, in nothing but the line search); with 1 it is the Wasserstein metric. It is also run as "
-    "published (5 functions, Adam), with the best of the paper's four learning rates on other seeds by the final return "
-    "(1e-4 on HalfCheetah, which all robots have, 5e-5 on the pendulum, where by area 1e-4 is; baseline settings, below). "
-    "PPO at SB3's defaults and at RL-Zoo's settings, which are tuned for runs ten times as long; TRPO at Contrib's "
-    "defaults, at RL-Zoo's settings (on the pendulum 8 x 2048 steps per rollout), and with a rollout of 2 x 512 steps and "
-    "otherwise RL-Zoo's settings for the robots. Ours were tuned on other seeds of HalfCheetah and InvertedDoublePendulum; "
-    "the pendulum's settings, and BGWNPG's on HalfCheetah, were looked for after these seeds had been seen. PPO's default "
-    "rate and TRPO's default radius have, of three, the best scores on tasks and seeds that ours were tuned on (baseline "
-    "settings, below); nothing else of theirs was tuned here.",
+    "Our methods have the settings in `zoo_hyperparams/`; the others have these:\n\n"
+    "- *WNPG* has a `std_weight` of 2 for these tasks, Fisher's weighting of the spread, with which it differs from NPG only "
+    "where action dimensions have different spreads (on the pendulum, with one action, in nothing but the line search); with "
+    "1 (*WNPG, std_weight 1*) it is the Wasserstein metric.\n"
+    "- *WNPG, published*: 5 functions and Adam, with the best of the paper's four learning rates on other seeds by the final "
+    "return (1e-4 on HalfCheetah, which all robots have, 5e-5 on the pendulum, where by area 1e-4 is; [baseline "
+    "settings](#baseline-settings)).\n"
+    "- *PPO*: SB3's defaults. *PPO, RL-Zoo*: its settings, which are tuned for runs ten times as long.\n"
+    "- *TRPO, defaults*: Contrib's. *TRPO*: RL-Zoo's settings (on the pendulum 8 x 2048 steps per rollout). *TRPO 2 x 512*: "
+    "RL-Zoo's for robots, with rollouts of 2 x 512 steps.\n\n"
+    "Ours were tuned on other seeds of HalfCheetah and InvertedDoublePendulum; the pendulum's settings, and BGWNPG's on "
+    "HalfCheetah, were looked for after these seeds had been seen. PPO's default rate and TRPO's default radius have, of "
+    "three, the best scores on tasks and seeds that ours were tuned on ([baseline settings](#baseline-settings)); nothing "
+    "else of theirs was tuned here.",
     {
         "WNPG": Method("WNPG", "wnpg"),
         "WNPG, std_weight 1": Method("WNPG", "wnpg", PROPER),

@@ -53,6 +53,9 @@ def section(experiment: Experiment, folder: Path) -> str:
         f"## {title}",
         f"`{command}`: {experiment.description}\n\nSteps: {steps}. Seeds "
         f"{', '.join(map(str, experiment.seeds))}. {_measure(experiment, runs, folder)}",
+        *comparison_parts(experiment, runs, folder),
+        *(f"![{caption}]({name}.png)" for name, caption in experiment_figures(experiment, runs).items()),
+        f"Mean return at the end ({_spread(experiment)}):",
         markdown(returns_table(experiment, final_returns(runs, experiment))),
     ]
     if experiment.optimum:
@@ -70,12 +73,12 @@ def section(experiment: Experiment, folder: Path) -> str:
         by_area = replace(experiment, saturating=tuple(experiment.environments))
         others = [name for name in experiment.environments if name not in experiment.saturating]
         areas = scores(runs, by_area, read_constants(folder))
-        table, claims = aggregate(experiment, areas)
+        differences, claims = aggregate(experiment, areas)
         parts.append(
             "The same of areas under the curve, for how fast methods learn: over the same tasks (added after the runs were "
             "seen), and on tasks whose score above is of the final return:"
         )
-        parts += [*table, *claim_parts(claims, claims_of_tasks(experiment, areas, others))]
+        parts += claim_parts(claims, claims_of_tasks(experiment, areas, others), differences)
         parts += [
             f"Median minutes until returns reach a score of {THRESHOLD}, and in how many runs they do (*never*: in half of "
             "them or fewer):",
@@ -83,7 +86,6 @@ def section(experiment: Experiment, folder: Path) -> str:
         ]
     for published in experiment.published:
         parts += [f"Published, {published.source}:", published_table(experiment, published.returns)]
-    parts += [f"![{caption}]({name}.png)" for name, caption in experiment_figures(experiment, runs).items()]
     return "\n\n".join(parts) + "\n"
 
 
@@ -94,11 +96,27 @@ def is_as_complete_as_any(table: pd.DataFrame, task: str) -> bool:
 
 
 def summary(folder: Path, methods: Sequence[str] | None = None) -> str:
-    """The comparison in short: mean final returns, and interquartile means of scores at the end and by area, best first.
+    """:func:`comparison` of policy gradients."""
+    return comparison(POLICY_GRADIENTS, folder, methods)
+
+
+def comparison_parts(experiment: Experiment, runs: pd.DataFrame, folder: Path) -> list[str]:
+    """:func:`comparison` with a word of what it is, where there are scores over tasks."""
+    by_end = scores(runs, experiment, read_constants(folder)) if experiment.baselines else pd.DataFrame()
+    if by_end.empty or not aggregated_tasks(by_end, experiment):
+        return []
+    return [
+        "In short, best first: mean return at the end, and interquartile means of scores (0: random actions, 1: the reference)"
+        " at the end and by the area under the learning curve. Which differences are clear is said below.",
+        comparison(experiment, folder),
+    ]
+
+
+def comparison(experiment: Experiment, folder: Path, methods: Sequence[str] | None = None) -> str:
+    """Mean final returns, and interquartile means of scores at the end and by area, best first.
 
     :param methods: those that are shown; ``None``: all
     """
-    experiment = POLICY_GRADIENTS
     runs, constants = read_runs(folder, experiment), read_constants(folder)
     final = final_returns(runs, experiment).groupby(level=["algorithm", "environment"]).mean()
     by_end = scores(runs, experiment, constants)
@@ -114,7 +132,6 @@ def summary(folder: Path, methods: Sequence[str] | None = None) -> str:
 
 
 def _measure(experiment: Experiment, runs: pd.DataFrame, folder: Path) -> str:
-    cells = "each seed in parentheses" if len(experiment.seeds) < MIN_PAIRS else "95 % intervals over seeds"
     if len(seconds_per_step(folder, experiment.name)):
         n_steps = training_cost.TURNS * training_cost.STEPS
         minutes = (
@@ -126,7 +143,11 @@ def _measure(experiment: Experiment, runs: pd.DataFrame, folder: Path) -> str:
         minutes = "wall-clock on a machine shared with other work"
     else:
         minutes = "of the processor, in one thread, on a machine whose speed varied from run to run"
-    return f"Mean return of the training episodes in the last 10 % of the steps ({cells}). Minutes are {minutes}."
+    return f"Returns at the end are means of the training episodes in the last 10 % of the steps. Minutes are {minutes}."
+
+
+def _spread(experiment: Experiment) -> str:
+    return "each seed in parentheses" if len(experiment.seeds) < MIN_PAIRS else "95 % intervals over seeds"
 
 
 def cell(values: pd.Series) -> str:
@@ -176,28 +197,21 @@ def score_parts(experiment: Experiment, table: pd.DataFrame) -> list[str]:
         f"Scores are (return - random) / (reference - random), both from [{CONSTANTS}]({CONSTANTS}){saturating}. "
         "Intervals are of 95 %: of scores from a bootstrap, of differences Student's, not corrected for the number of pairs."
     ]
-    aggregates, claims = aggregate(experiment, table)
-    if aggregates:
-        tasks = listed(map(figures.short, aggregated_tasks(table, experiment)))
-        parts.append(
-            f"Interquartile mean over {tasks} and all seeds, and mean differences from the baselines paired by task and seed, "
-            "stratified by task:"
-        )
-    parts += [
-        *aggregates,
+    differences, claims = aggregate(experiment, table)
+    return [
+        *parts,
         f"Differences of scores, paired by seed, with {MIN_PAIRS} seeds or more, whose interval excludes zero, among what is "
         "finished:",
-        *claim_parts(claims, claims_of_tasks(experiment, table, experiment.environments)),
+        *claim_parts(claims, claims_of_tasks(experiment, table, experiment.environments), differences),
     ]
-    return parts
 
 
-def aggregate(experiment: Experiment, table: pd.DataFrame) -> tuple[list[str], list[str]]:
+def aggregate(experiment: Experiment, table: pd.DataFrame) -> tuple[str, list[str]]:
     """Scores over all finished tasks and their differences from the baselines, if there are any, and the claims they allow."""
     environments = aggregated_tasks(table, experiment)
     complete = samples(table, experiment.methods, environments)
     if not complete:
-        return [], []
+        return "", []
     columns = ["score", *(f"less {name}" for name in experiment.baselines)]
     aggregates = pd.DataFrame("", index=list(experiment.methods), columns=columns)
     for method, values in complete.items():
@@ -205,7 +219,12 @@ def aggregate(experiment: Experiment, table: pd.DataFrame) -> tuple[list[str], l
     for method, baseline, estimate in paired_estimates(experiment, complete):
         aggregates.loc[method, f"less {baseline}"] = estimate.text()
     tasks = listed(map(figures.short, environments))
-    return [markdown(aggregates)], [f"{tasks}: {claim}" for claim in clear_differences(experiment, complete)]
+    said = (
+        f"Interquartile mean over {tasks} and all seeds, and mean differences from the baselines paired by task and seed, "
+        f"stratified by task:\n\n{markdown(aggregates)}"
+    )
+    prefix = "All tasks" if len(environments) == len(experiment.environments) > 1 else tasks
+    return said, [f"{prefix}: {claim}" for claim in clear_differences(experiment, complete)]
 
 
 def listed(names: Iterable[str]) -> str:
@@ -223,12 +242,13 @@ def claims_of_tasks(experiment: Experiment, table: pd.DataFrame, environments: I
     return claims
 
 
-def claim_parts(of_all: Sequence[str], of_tasks: Sequence[str]) -> list[str]:
-    """What may be said over all tasks, and of single ones: many lines, which readers unfold."""
-    shown = [bullets(of_all)] if of_all or not of_tasks else []
-    return shown + (
-        [f"<details>\n<summary>On single tasks</summary>\n\n{bullets(of_tasks)}\n\n</details>"] if of_tasks else []
-    )
+def claim_parts(of_all: Sequence[str], of_tasks: Sequence[str], differences: str) -> list[str]:
+    """What may be said over all tasks, and what readers unfold: the same of single ones, and all differences."""
+    folded = {"On single tasks": bullets(of_tasks) if of_tasks else "", "All differences over tasks": differences}
+    return [
+        *([bullets(of_all)] if of_all or not of_tasks else []),
+        *(f"<details>\n<summary>{title}</summary>\n\n{text}\n\n</details>" for title, text in folded.items() if text),
+    ]
 
 
 def bullets(claims: Sequence[str]) -> str:
