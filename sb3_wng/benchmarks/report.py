@@ -59,10 +59,10 @@ SECTIONS: tuple[Callable[[Path], str], ...] = (
 
 def page(folder: Path) -> str:
     """The Markdown page for the CSV files in ``folder``."""
-    sections = list(filter(None, (section(folder) for section in SECTIONS)))
-    titles = [section.partition("\n")[0].removeprefix("## ") for section in sections]
+    sections = "\n".join(filter(None, (section(folder) for section in SECTIONS)))
+    titles = re.findall(r"^## (.+)$", sections, re.MULTILINE)
     contents = " · ".join(f"[{title}](#{anchor(title)})" for title in titles)
-    return "\n".join([INTRODUCTION, f"On this page: {contents}\n", *sections])
+    return f"{INTRODUCTION}\nOn this page: {contents}\n\n{sections}"
 
 
 def anchor(title: str) -> str:
